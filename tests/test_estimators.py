@@ -316,12 +316,12 @@ def test_clipping_shortens_the_gradient_of_every_task() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="unroll 200 must be at most the horizon's 100"):
+    with pytest.raises(ValueError, match="unroll must be <= 100, the horizon"):
         LearnOptimizer(unroll=200)
-    with pytest.raises(ValueError, match="low 9 must be at most high 3"):
+    with pytest.raises(ValueError, match="low must be <= high"):
         LogUniform(low=9, high=3)
-    with pytest.raises(ValueError, match="no examples to choose from"):
+    with pytest.raises(ValueError, match="must be null: a function has no examples"):
         method(batch=2)
-    with pytest.raises(ValueError, match="is query, and these tasks have none"):
+    with pytest.raises(ValueError, match="is query, but these tasks have no queries"):
         source = Digits(queries=0).build()
         method(source, MLP(sizes=()), outer_on="query")

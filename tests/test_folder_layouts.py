@@ -76,7 +76,7 @@ def test_same_classes_split_the_images_of_each_class(tmp_path: Path) -> None:
     options = {"same_classes": True, "fractions": (0.5, 0.25, 0.25)}
     parts = [greys(folder(tmp_path, **options).build(s)) for s in ("train", "valid", "test")]
     assert [len(part) for part in parts] == [12, 6, 6] and len(set.union(*parts)) == 24
-    with pytest.raises(ConfigError, match="leave one out"):
+    with pytest.raises(ConfigError, match="omit one of the two"):
         folder(tmp_path, same_classes=True, split_file="x.json").build()
 
 
@@ -138,7 +138,7 @@ def test_images_of_no_class_are_named(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not caplog.messages
     Image.new("L", (8, 8), 250).save(path / "stray.png")
     assert 250 not in greys(folder(path).build())
-    assert "are of no class and left out: stray.png" in caplog.text
+    assert "have no class and are skipped: stray.png" in caplog.text
 
 
 def test_what_archives_add_is_passed_over(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_splits_of_a_file_are_named_as_folders_are(tmp_path: Path) -> None:
     task = folder(tmp_path / "photos", split_file=str(file))
     assert greys(task.build("valid")) == {16 + 8 * c + i for c in range(2) for i in range(4)}
     file.write_text(json.dumps({**content, "valid": ["a"]}))
-    with pytest.raises(DataError, match="has the split 'valid' twice"):
+    with pytest.raises(DataError, match="contains the split 'valid' twice"):
         task.build()
 
 
@@ -226,7 +226,7 @@ def test_the_cache_knows_the_contents(tmp_path: Path, end: str) -> None:
 
 def test_one_folder_of_class_folders_names_the_path(tmp_path: Path) -> None:
     fill(tmp_path / "images", "abc")
-    with pytest.raises(DataError, match=f"give {tmp_path / 'images'} as path"):
+    with pytest.raises(DataError, match=f"set path to {tmp_path / 'images'}"):
         folder(tmp_path).build()
 
 

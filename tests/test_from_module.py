@@ -299,7 +299,7 @@ def test_pretrained_values_are_kept_and_a_new_head_is_drawn() -> None:
     backbone = from_module(ZOO["fully_convolutional"].make(), IMAGE5, head="new")
     params = backbone.init(KEY)
     assert params["head.weight"].shape == (5, 3) and "module.0.weight" in params
-    with pytest.raises(ConfigError, match="init must be left out"):
+    with pytest.raises(ConfigError, match="init must be omitted"):
         from_module(net, exhibit.spec, keep=True, init="uniform")
 
 
@@ -314,9 +314,9 @@ def test_a_head_is_found_named_or_left_out() -> None:
     none = from_module(net, exhibit.spec, head=None)
     assert none.readout == "none" and list(none.init(KEY)) == [n for n, _ in net.named_parameters()]
     assert from_module(net, exhibit.spec, head="0").readout == "module"
-    with pytest.raises(ConfigError, match="head: 'fc' is no Linear layer of the module; they are"):
+    with pytest.raises(ConfigError, match="head: 'fc' is not a Linear layer of the module; valid"):
         from_module(net, exhibit.spec, head="fc")
-    with pytest.raises(ConfigError, match="'head' has no trainable weight of its own"):
+    with pytest.raises(ConfigError, match="'head' has no trainable weight that forward uses"):
         from_module(ZOO["TiedHead"].make(), ZOO["TiedHead"].spec, head="head")
 
 

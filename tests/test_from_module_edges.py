@@ -114,13 +114,13 @@ def hooked() -> nn.Module:
         (Net("tuple"), {"output": 5}, r"output: forward returns a tuple without 5; it has 0, 1"),
         (Net("dict"), {"output": "logit"}, "without 'logit'; it has 'logits'"),
         (Net("named"), {"output": "logit"}, "without 'logit'; it has 'logits', 'features'"),
-        (Net("inference"), {}, "Net: forward fails where gradients are recorded: RuntimeError"),
-        (Net("closure").double(), {}, "head.weight: is read by a function in an attribute"),
+        (Net("inference"), {}, "Net: forward fails if gradients are recorded: RuntimeError"),
+        (Net("closure").double(), {}, "head.weight: is used by a function in an attribute"),
         (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 3)), {}, "changes x in place"),
-        (nn.Linear(8, 3).state_dict(), {}, "net: a OrderedDict is no torch module"),
+        (nn.Linear(8, 3).state_dict(), {}, "net: a OrderedDict is neither a torch module"),
         (on_meta(), {}, "1.running_var: is on the meta device"),
         (hooked(), {}, "0: has a hook on its backward pass"),
-        (Net("object"), {}, "forward returns a SimpleNamespace.* output= one of 'logits'"),
+        (Net("object"), {}, "forward returns a SimpleNamespace.* set output to one of 'logits'"),
         (Net("view"), {}, "Net: takes 4 examples, but not 5: RuntimeError"),
         (Net("squeeze"), {}, r"outputs \[3\] for 1 examples and \[4, 3\] for 4: .*squeeze\(-1\)"),
         (shared(), {}, "1.running_mean: is the buffer 0.running_mean, too"),
@@ -139,7 +139,7 @@ def test_words_beyond_a_table_and_sparse_gradients_are_refused() -> None:
     with pytest.raises(ConfigError, match="0: has sparse gradients"):
         from_module(net(True), TOKENS)
     learner = from_module(net(False), TOKENS)
-    with pytest.raises(ConfigError, match="x: holds a number for which a look-up table"):
+    with pytest.raises(ConfigError, match="x: contains an index outside an embedding"):
         learner.apply(learner.init(KEY), torch.full((2, *TOKENS.x_shape), 4))
 
 
@@ -198,7 +198,7 @@ def test_the_modules_forward_is_learned(name: str) -> None:
     ],
 )
 def test_classes_on_axis_1_are_found_where_the_shape_is_the_same(net: Any, spec: Any) -> None:
-    with pytest.raises(ConfigError, match=r"puts the classes on axis 1 of .*movedim\(1, -1\)"):
+    with pytest.raises(ConfigError, match=r"has the classes on axis 1 of .*movedim\(1, -1\)"):
         from_module(net, spec)
 
 
@@ -207,7 +207,7 @@ def test_classes_on_the_last_axis_are_taken(caplog: pytest.LogCaptureFixture) ->
         assert from_module(net, spec).outputs == spec.outputs
     assert not caplog.messages
     assert from_module(Mixed(), TAGS).outputs == 5
-    assert "are read with the classes on the last axis" in caplog.text
+    assert "have classes on the last axis" in caplog.text
 
 
 class Block(nn.Module):
@@ -248,12 +248,12 @@ def test_constants_of_several_layers_and_of_functions_are_taken() -> None:
     assert {"stats.0.mask", "stats.1.mask"} <= set(from_module(blocks, VECTOR).init(KEY))
     drawn = from_module(lambda: nn.Sequential(Block(mask), Block(mask), nn.Linear(8, 3)), VECTOR)
     assert torch.equal(drawn.init(KEY)["stats.1.mask"], mask.double())
-    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is read by .* a global variable"):
+    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is used by .* a global variable"):
         from_module(Encoded(frozen=False), VECTOR)
     running = Encoded(frozen=True).train()
-    with pytest.raises(ConfigError, match=r"enc\.1\.running_mean: is read by a function"):
+    with pytest.raises(ConfigError, match=r"enc\.1\.running_mean: is used by a function"):
         from_module(running, VECTOR)
-    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is read by a function"):
+    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is used by a function"):
         from_module(lambda: Encoded(frozen=True), VECTOR)  # another one for each seed
 
 

@@ -55,14 +55,14 @@ class Loud(nn.Module):
     ("way", "words"),
     [
         ("noise", "forward calls normal_, also in evaluation mode"),
-        ("training noise", r"forward calls cauchy_.*dropout, or hand .* net\.eval\(\)"),
-        ("buffer", r"calls: is changed by forward.* in training mode: hand the module over"),
+        ("training noise", r"forward calls cauchy_.*dropout, or pass .* net\.eval\(\)"),
+        ("buffer", r"calls: is changed by forward.* in training mode: pass the module"),
         ("in place", "changes x in place"),
-        ("mode", "computes something else in training mode than in evaluation mode"),
+        ("mode", "computes different results in training and evaluation mode"),
         ("state", "own: changes with every call of forward"),
         ("alias", "reads a copy of a parameter under another name"),
         ("data", r"cannot be batched over tasks by torch\.func\.vmap"),
-        ("tuple", "forward returns a tuple, not a tensor: name its entry, output= one of 0, 1"),
+        ("tuple", "forward returns a tuple instead of a tensor: set output to one of 0, 1"),
     ],
 )
 def test_what_is_no_pure_function_is_refused_in_a_sentence(way: str, words: str) -> None:
@@ -81,12 +81,16 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
     ("net", "options", "words"),
     [
         (nn.Linear(7, 3), {}, r"forward fails on x \[4, 8\]"),
-        (nn.Linear(8, 3, dtype=torch.cfloat), {}, "weight: is complex: hold a real parameter"),
+        (nn.Linear(8, 3, dtype=torch.cfloat), {}, "weight: is complex: use a real parameter"),
         (nn.Linear(8, 3, device="meta"), {}, "weight: is on the meta device"),
-        (lambda: 3, {}, "gives a int, not a torch.nn.Module"),
-        (torch.jit.trace(nn.Linear(8, 3), torch.zeros(2, 8)), {}, "is compiled: pass the module"),
+        (lambda: 3, {}, r"must return a torch.nn.Module \(got a int"),
+        (
+            torch.jit.trace(nn.Linear(8, 3), torch.zeros(2, 8)),
+            {},
+            "is compiled: pass the original module",
+        ),
         (nn.Sequential(nn.Embedding(9, 3, max_norm=1.0), nn.Flatten()), {}, "0: has max_norm"),
-        (nn.DataParallel(nn.Linear(8, 3)), {}, "DataParallel: shares a batch between devices"),
+        (nn.DataParallel(nn.Linear(8, 3)), {}, "DataParallel: splits a batch across devices"),
         (nn.Linear(8, 3), {"policy": "running"}, "needs a batch normalisation layer"),
         (
             nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)),
@@ -114,7 +118,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(net: Any, options: Any, word
 
 
 def test_a_norm_that_normalises_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leave the layer Norm out"):
+    with pytest.raises(ConfigError, match="omit the layer Norm"):
         Norm(8, "none")
 
 
@@ -131,7 +135,9 @@ def test_a_function_that_makes_another_network_each_time_is_refused() -> None:
 
 
 def test_a_parameter_without_a_known_start_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no known start for a parameter of Loud: pass init="):
+    with pytest.raises(
+        ConfigError, match="no known initialization for a parameter of Loud: pass init="
+    ):
         from_module(Loud(), VECTOR, init="uniform").init(KEY)
 
 
@@ -172,7 +178,7 @@ class Hidden(nn.Module):
 
 
 def test_trainable_tensors_that_are_no_parameters_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"layers: holds trainable .*ModuleList") as caught:
+    with pytest.raises(ConfigError, match=r"layers: contains trainable .*ModuleList") as caught:
         from_module(Hidden(True), VECTOR)
     assert [place for place, _ in caught.value.problems] == ["layers", "tables"]
     assert sorted(from_module(Hidden(False), VECTOR).init(KEY)) == ["head.bias", "head.weight"]
@@ -191,9 +197,9 @@ class Auxiliary(nn.Module):
 
 def test_an_entry_of_one_tensor_is_refused() -> None:
     spec = numbers(8)
-    with pytest.raises(ConfigError, match="output= one of 0, 1"):
+    with pytest.raises(ConfigError, match="set output to one of 0, 1"):
         from_module(Auxiliary(), spec)
-    with pytest.raises(ConfigError, match=r"one tensor here: leave it out, or hand over net\.eval"):
+    with pytest.raises(ConfigError, match=r"returns one tensor: omit it, or pass net\.eval"):
         from_module(Auxiliary(), spec, output=0)
     assert from_module(Auxiliary().eval(), spec).outputs == 1
 
@@ -204,7 +210,7 @@ def test_words_are_integers() -> None:
     x = torch.arange(12).reshape(2, 6) % 9
     params = learner.init(KEY)
     assert learner.integers and not from_module(nn.Linear(8, 3), VECTOR).integers
-    with pytest.raises(ConfigError, match="floating-point numbers, which the module cannot look"):
+    with pytest.raises(ConfigError, match="floats, but the module needs integer indices"):
         learner.apply(params, x.double())
     whole = from_module(words, TOKENS, inputs=lambda x: x.long())
     assert not whole.integers
@@ -213,7 +219,7 @@ def test_words_are_integers() -> None:
 
 def test_a_network_without_what_a_step_needs_is_refused() -> None:
     frozen = from_module(nn.Linear(8, 3).requires_grad_(False), VECTOR)
-    with pytest.raises(ConfigError, match="no parameter that a step could move"):
+    with pytest.raises(ConfigError, match="no trainable parameter"):
         MAML().build(frozen, VECTOR).init(KEY)
     net = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3))
     learner = from_module(net, TOKENS)
@@ -235,7 +241,7 @@ def test_classes_on_another_axis_are_named() -> None:
 
 
 def test_what_makes_no_module_is_refused() -> None:
-    with pytest.raises(ConfigError, match="3 is no torch module, and no class or function"):
+    with pytest.raises(ConfigError, match="3 is neither a torch module nor a class or function"):
         from_module(3, VECTOR)
     with pytest.raises(ConfigError, match=r"Linear: is called without arguments.*lambda: Linear"):
         from_module(nn.Linear, VECTOR)

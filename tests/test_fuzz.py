@@ -99,7 +99,7 @@ def test_nothing_is_fetched_without_https_and_a_checksum(
     page = tmp_path / "page"
     page.write_bytes(b"not what was asked for")
     monkeypatch.setattr(store.urllib.request, "urlopen", lambda *_, **__: page.open("rb"))
-    with pytest.raises(store.DataError, match="nothing was kept"):
+    with pytest.raises(store.DataError, match="it was discarded"):
         store.download("https://example.org/a.zip", tmp_path / "a.zip", "0" * 40)
     assert {path.name for path in tmp_path.iterdir()} == {"page"}
     assert os.listdir(tmp_path) == ["page"]

@@ -145,5 +145,5 @@ def test_a_download_of_timm_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyP
     facts = {"is_model": lambda name: True, "create_model": create_model}
     vars(timm).update(facts, get_pretrained_cfg=lambda name: None)
     monkeypatch.setitem(sys.modules, "timm", timm)
-    with pytest.raises(ConfigError, match="could not give the weights of resnet18: no network"):
+    with pytest.raises(ConfigError, match="could not load the weights of resnet18: no network"):
         Pretrained(backbone="timm/resnet18").build(source().spec)

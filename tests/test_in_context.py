@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused() -> None:
     source = Sinusoid(shots=5).build()
     learner = MLP().build(source.spec)
     for name in ("gpicl", "snail", "caml"):
-        with pytest.raises(ConfigError, match="compares classes"):
+        with pytest.raises(ConfigError, match="needs a classification task"):
             IN_CONTEXT[name]().build(learner, source.spec)
     with pytest.raises(ValueError, match="multiple of 3"):
         TransformerNeuralProcess(width=64, heads=3)

@@ -123,7 +123,7 @@ def test_what_is_changed_after_it_was_given_is_refused() -> None:
     assert model.build(SPEC).normalisation == "query_batch"
     net.eval()
     assert model.build(SPEC).normalisation == "query_batch", "what was made stays"
-    with pytest.raises(ml.ConfigError, match="model: was changed after it was given"):
+    with pytest.raises(ml.ConfigError, match="model: was changed after it was passed"):
         model.build(dataclasses.replace(SPEC, shots=7))
     net.train()
     assert model.build(dataclasses.replace(SPEC, shots=7)).normalisation == "query_batch"

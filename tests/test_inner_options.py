@@ -121,9 +121,9 @@ def test_the_rule_moves_new_tasks(component: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        (MAML, {"inner": {"name": "adam"}, "inner_lr": 0.5}, "leave out inner_lr"),
+        (MAML, {"inner": {"name": "adam"}, "inner_lr": 0.5}, "omit inner_lr"),
         (FineTune, {"inner": {"name": "sgd"}, "inner_momentum": 0.5}, "leave out inner_momentum"),
-        (LinearProbe, {"inner": {"name": "sgd"}, "inner_lr": 0.5}, "leave out inner_lr"),
+        (LinearProbe, {"inner": {"name": "sgd"}, "inner_lr": 0.5}, "omit inner_lr"),
         (BaselinePlusPlus, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),
         (Scratch, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),
         (Reptile, {"inner": {"name": "sgd", "schedule": "cosine"}}, "use constant"),
@@ -216,9 +216,11 @@ def test_a_pattern_of_nothing_is_refused_with_the_names() -> None:
 
     spec = source().spec
     learner = from_module(Net, spec)
-    with pytest.raises(ConfigError, match=r"'layer4.\*' is no parameter.*body.weight.*is head"):
+    with pytest.raises(
+        ConfigError, match=r"'layer4.\*' is not a trainable parameter.*body.weight.*is head"
+    ):
         MAML(adapts=("layer4.*", "head")).build(learner, spec)
-    with pytest.raises(ConfigError, match="nothing is no parameter"):
+    with pytest.raises(ConfigError, match="nothing is not a trainable parameter"):
         MAML(adapts=()).build(learner, spec)
     method = MAML(adapts=("body.*",)).build(learner, spec)
     expected = {"body.weight", "body.bias"}
@@ -233,7 +235,9 @@ def test_scratch_on_the_weights_of_a_module_is_refused() -> None:
         return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 
     for learner in (from_module(net(), spec), from_module(net, spec, keep=True)):
-        with pytest.raises(ConfigError, match="scratch draws a start: give a class or function"):
+        with pytest.raises(
+            ConfigError, match="scratch needs random initialization: pass a class or function"
+        ):
             Scratch().build(learner, spec)
     for learner in (from_module(net, spec), from_module(net(), spec, init="uniform")):
         method = Scratch().build(learner, spec)

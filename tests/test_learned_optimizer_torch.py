@@ -227,7 +227,7 @@ def test_frozen_and_half_parameters_are_left_alone(caplog: pytest.LogCaptureFixt
     frozen.grad, half.grad = torch.ones(2, dtype=F64), torch.ones(2, dtype=torch.float16)
     named = [("still", still), ("half", half), *network.named_parameters(), ("frozen", frozen)]
     optimizer = LearnedOptimizer(named, LearnedAdam(lr=0.05), theta_of(LearnedAdam()), 9)
-    assert "half precision are left alone: half" in caplog.text
+    assert "half precision are not updated: half" in caplog.text
     optimizer.zero_grad = network.zero_grad  # type: ignore[method-assign]
     train(network, optimizer, 3)
     train(alone, optimizer_of(LearnedAdam(lr=0.05), alone), 3)
@@ -247,7 +247,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps_part": (lambda: optimizer_of(LearnedSGD(), module(), 2.5), "num_steps"),  # type: ignore[arg-type]
     "own_options": (
         lambda: made([{"params": module().parameters(), "eps": 1.0}]),
-        "eps: a learned rule updates all parameters alike",
+        "eps: a learned rule has no such options",
     ),
     "negative_factor": (
         lambda: made([{"params": module().parameters(), "lr": -1.0}]),
@@ -267,14 +267,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "factor_of_text": (lambda: made([{"params": module().parameters(), "lr": "1"}]), "lr: must be"),
     "loss_as_closure": (
         lambda: made(module().parameters()).step(torch.ones(())),
-        r"Tensor in the place of a closure: step\(loss=loss\)",
+        r"Tensor instead of a closure: use step\(loss=loss\)",
     ),
     "losses": (
         lambda: made(module().parameters()).step(loss=torch.ones(3)),
-        r"loss: must be one number \(got shape \[3\]\)",
+        r"loss: must be a scalar \(got shape \[3\]\)",
     ),
     "no_number": (lambda: made(module().parameters()).step(loss="x"), "loss: must be a number"),
-    "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "reads the loss"),
+    "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "needs the loss"),
 }
 
 

@@ -52,7 +52,7 @@ def test_hold_out_leaves_a_source_to_the_test() -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"sources": [{"source": "nowhere"}]}, "'nowhere' is no source"),
+        ({"sources": [{"source": "nowhere"}]}, "'nowhere' is not a source"),
         ({"sources": [{"source": "sinusoid", "shot": 3}]}, "sources.0.*shot"),
         ({"sources": [WAVES], "hold_out": "sinusoid"}, "at least 2 sources"),
         (
@@ -60,7 +60,7 @@ def test_hold_out_leaves_a_source_to_the_test() -> None:
             "sources.1: standardise: .* a mixture cannot standardise them",
         ),
         ({"sources": [WAVES, WAVES], "hold_out": "x"}, "valid: sinusoid, sinusoid-2"),
-        ({"sources": [{"source": "mixture", "sources": [WAVES]}]}, "'mixture' is no source"),
+        ({"sources": [{"source": "mixture", "sources": [WAVES]}]}, "'mixture' is not a source"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(fields: dict[str, Any], why: str) -> None:

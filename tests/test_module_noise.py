@@ -149,7 +149,7 @@ def test_methods_that_need_a_head_refuse_a_module_without_one() -> None:
 
     behind = (nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3), nn.Tanh())
     for component in (ANIL(), FineTune()):
-        with pytest.raises(ConfigError, match="goes on behind its head, which"):
+        with pytest.raises(ConfigError, match="has layers after its head, which"):
             component.build(from_module(nn.Sequential(*behind), VECTOR), VECTOR)
         with pytest.raises(ConfigError, match=r"has no head, which .* needs: from_module"):
             component.build(from_module(nn.Sequential(*behind), VECTOR, head=None), VECTOR)

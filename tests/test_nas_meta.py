@@ -109,7 +109,7 @@ def test_the_outer_step_is_reptiles() -> None:
 
 
 def test_meta_nas_refuses_to_split_one_shot() -> None:
-    with pytest.raises(ConfigError, match="use split shared"):
+    with pytest.raises(ConfigError, match="use split: shared"):
         meta_nas(shots=1)
     meta_nas(shots=1, split="shared")
 

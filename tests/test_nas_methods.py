@@ -256,7 +256,7 @@ def test_a_shared_search_is_refused_other_tasks_than_training_tasks(
 ) -> None:
     method, _ = shared()
     assert method.prepare is not None
-    with pytest.raises(ConfigError, match="training tasks alone"):
+    with pytest.raises(ConfigError, match="training tasks only"):
         method.prepare(Clusters(split, 12), fold_in(0), CostLedger(), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -160,7 +160,7 @@ def test_methods_without_weights_refuse_them(name: str) -> None:
     options: dict[str, Any] = {}
     if METHODS[name].contains_by_default is not None:
         options["contained"] = ml.algorithms.MAML()
-    with pytest.raises(ConfigError, match="no weights of examples"):
+    with pytest.raises(ConfigError, match="does not support example weights"):
         METHODS[name](**OPTIONS.get(name, {})).build(learner, spec, **options)
 
 

@@ -150,7 +150,7 @@ def test_networks_and_data_given_in_python_are_asked_for_again(tmp_path: Path) -
     assert run.source.spec.ways == 3
     del run
     gc.collect()
-    with pytest.raises(ConfigError, match=r"Net, given in Python .*give the same one again"):
+    with pytest.raises(ConfigError, match=r"Net, passed from Python .*pass the same one again"):
         ml.load_run(tmp_path / "run", model=nn.Linear(5, 2))
     kept = data()
     again = ml.load_run(tmp_path / "run", model=pretrained(4))
@@ -242,9 +242,9 @@ def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
     assert found.labels == ["maml", "scratch"]
     run = found.load("maml")
     assert run.config.task.source == "task_sources" and run.source.sample(ml.fold_in(0), 2)
-    with pytest.raises(ConfigError, match="no 'test': give train, valid, test"):
+    with pytest.raises(ConfigError, match="no 'test': pass train, valid, test"):
         ml.tasks.Given({"train": sources("train"), "valid": sources("valid")})
-    with pytest.raises(ConfigError, match="gives float64, and the run wants float32"):
+    with pytest.raises(ConfigError, match="has dtype float64, but the run needs float32"):
         ml.tasks.Given(ml.tasks.Sinusoid().build(dtype=torch.float64)).build()
 
 
@@ -254,7 +254,7 @@ def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
         (lambda e: e._replace(info={}), "train: info has no key"),
         (lambda e: e._replace(support=e.support._replace(x=e.support.x.double())), "torch.float64"),
         (lambda e: e._replace(query=e.query._replace(y=e.query.y + 1)), "has 0 .. 2"),
-        (lambda e: e._replace(query=e.query._replace(x=e.query.x.numpy())), "give tensors"),
+        (lambda e: e._replace(query=e.query._replace(x=e.query.x.numpy())), "use tensors"),
         (lambda e: e._replace(query=e.query._replace(x=e.query.x[..., 1:])), r"says \[T, B, 5\]"),
         (lambda e: e._replace(query=e.query._replace(y=e.query.y[:, 1:])), r"query\.y has shape"),
         (lambda e: e._replace(query=e.query._replace(x=e.query.x / 0)), r"query\.x is not finite"),
@@ -292,7 +292,7 @@ def test_padding_of_given_sources_may_hold_anything() -> None:
     ("changes", "words"),
     [
         ({"task": "photos"}, "'photos' is no TaskComponent"),
-        ({"model": 3}, "int is no model"),
+        ({"model": 3}, "int is not a model"),
         ({"loss": 3}, "must be a name or a function"),
         ({"metasteps": 3}, "metasteps: unknown option; valid: meta_steps"),
         ({"steps": (3, 1)}, "ascending"),

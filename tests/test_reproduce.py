@@ -129,9 +129,9 @@ def test_without_names_data_that_are_absent_are_left_out(
     monkeypatch.setattr(reproduce_module, "published_plans", lambda names: plans)
     rows = reproduce([], tmp_path / "all")
     assert [row["verdict"] for row in rows] == ["not run", "reduced schedule"]
-    assert "nowhere is not there" in rows[0]["why"] and rows[1]["schedule_why"] == "3 steps"
+    assert "nowhere does not exist" in rows[0]["why"] and rows[1]["schedule_why"] == "3 steps"
     assert json.loads((tmp_path / "all" / "reproduced.json").read_text())["rows"] == rows
-    with pytest.raises(ConfigError, match="nowhere is not there"):
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
         reproduce(["absent"], tmp_path / "all")
 
 

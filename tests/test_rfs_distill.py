@@ -75,7 +75,7 @@ def test_a_training_step_needs_the_number_of_meta_steps() -> None:
     learner = MLP(sizes=(8, 7), activation="tanh").build(source.spec)
     method = RFSDistill().build(learner, source.spec)
     assert method.step is not None
-    with pytest.raises(ConfigError, match="generations share meta_steps"):
+    with pytest.raises(ConfigError, match="generations divide meta_steps"):
         method.step(method.init(fold_in(0)), source.examples(fold_in(1), 16))
 
 

@@ -154,5 +154,5 @@ def test_a_gap_does_not_hide_a_column_of_text() -> None:
 def test_values_of_several_axes_are_refused_instead_of_flattened() -> None:
     groups = np.arange(60) // 5
     assert build(X, np.zeros((60, 6)), group=groups).spec.outputs == 6
-    with pytest.raises(ConfigError, match=r"y: has shape \[60, 2, 3\]: values to predict are"):
+    with pytest.raises(ConfigError, match=r"y: has shape \[60, 2, 3\]: regression targets must be"):
         build(X, np.zeros((60, 2, 3)), group=groups)

@@ -127,7 +127,7 @@ def test_published_pixels_come_first(
         cifar100.prepare()
     digest = store.sha256_of_file(tmp_path / cifar100.ARCHIVE)
     monkeypatch.setattr(cifar100, "ARCHIVE_SHA256", digest)
-    with pytest.raises(DataError, match="has 4 images a class, must be 600"):
+    with pytest.raises(DataError, match="has 4 images per class, must be 600"):
         cifar100.prepare()
     source = CIFARFS(queries=2).build("test")
     assert source.facts["pixels"] == "as published"

@@ -148,7 +148,7 @@ def test_split_by_file(folder: Path, tmp_path: Path) -> None:
     for word in (
         "unicorn",
         "griffin",
-        "'vali' is no split; did you mean 'valid'",
+        "'vali' is not a split; did you mean 'valid'",
         "'ant' is in 'train'",
         "not a list",
     ):
@@ -229,12 +229,12 @@ def test_unreadable_images_are_all_named_at_once(folder: Path) -> None:
 
 def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     root = tmp_path / "own"
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(DataError, match="not a directory"):
         task_of(root).build()
     (root / "only").mkdir(parents=True)
     with pytest.raises(DataError) as caught:
         task_of(root).build()
-    assert "holds 1 class folders" in str(caught.value)
+    assert "contains 1 class folders" in str(caught.value)
     assert "without images: only" in str(caught.value)
     (root / "second" / "inner" / "third").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no folders below: .*third"):

@@ -87,7 +87,7 @@ def test_images_in_every_layout(
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
-    with pytest.raises(DataError, match=r"mini_imagenet is not there.*image-net.org.*archive"):
+    with pytest.raises(DataError, match=r"mini_imagenet does not exist.*image-net.org.*archive"):
         MiniImageNet().build()
     with pytest.raises(DataError, match=r"CUB_200_2011\.tgz is published at"):
         DATA_SETS["cub200"].prepare()

@@ -43,7 +43,7 @@ def test_inputs_are_standardised_by_the_training_split(tmp_path: Path) -> None:
     torch.testing.assert_close(same, task.build("test", dtype=torch.float64)._x, rtol=0, atol=0)
     with pytest.raises(ConfigError, match="moments: are of 2 columns, and rows have"):
         resolved.model_copy(update={"inputs": ("a",)}).build()
-    with pytest.raises(ConfigError, match="standardise: is for columns of numbers"):
+    with pytest.raises(ConfigError, match="standardise: needs columns of numbers"):
         Arrays(np.zeros((160, 2, 2)), np.repeat(np.arange(20), 8), standardise=True).build()
 
 
@@ -137,7 +137,7 @@ def test_targets_are_standardised_and_answers_have_the_units_of_the_data(tmp_pat
 
 
 def test_targets_of_classes_are_not_standardised() -> None:
-    with pytest.raises(ValueError, match="name the column of tasks in group"):
+    with pytest.raises(ValueError, match="set group, the column of tasks"):
         Arrays(np.zeros((20, 2)), np.arange(20) % 5, standardise_targets=True)
 
 
@@ -184,5 +184,5 @@ def test_given_deviations_are_above_zero(deviation: float) -> None:
     x, y = np.random.default_rng(0).normal(size=(40, 1)), np.arange(40.0)
     given = ((0.0,), (deviation,))
     source = Arrays(x, y, group=np.arange(40) // 8, standardise=True, moments=given)
-    with pytest.raises(ConfigError, match="moments: must be means, and deviations above 0"):
+    with pytest.raises(ConfigError, match="moments: must be means, and standard deviations > 0"):
         source.build()

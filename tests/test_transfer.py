@@ -385,12 +385,14 @@ def test_pretraining_on_sinusoids_goes_to_the_floor_of_one_answer_for_all() -> N
 @pytest.mark.parametrize("name", sorted(set(TRANSFER) - set(OF_REGRESSION)))
 def test_methods_that_compare_classes_refuse_regression_with_a_sentence(name: str) -> None:
     source = Sinusoid().build()
-    with pytest.raises(ConfigError, match=f"method.name: {name} compares classes.*use fine_tune"):
+    with pytest.raises(
+        ConfigError, match=f"method.name: {name} needs a classification task.*use fine_tune"
+    ):
         make(name, source.spec)
 
 
 def test_a_source_that_does_not_count_its_classes_is_refused_with_a_sentence() -> None:
     spec = Clusters("train", 9).spec
     uncounted = EpisodeSpec(**{**spec.__dict__, "num_classes": 0})
-    with pytest.raises(ConfigError, match=r"task.num_classes: says 0: pretraining needs"):
+    with pytest.raises(ConfigError, match=r"task.num_classes: must be the number of classes"):
         make("fine_tune", uncounted).init(fold_in(0))

@@ -95,6 +95,6 @@ def bias_leaf(name: str | None, params: Params, normalisation: str) -> str:
         raise ConfigError(("method.bias", "the network has no bias before its head"))
     if normalisation != "none":
         # A batch mean that is subtracted later would remove the context.
-        text = "the first bias may lie before a normalisation, which removes it: name one of "
+        text = "the first bias may be removed by a normalisation after it: use one of "
         raise ConfigError(("method.bias", text + ", ".join(vectors)))
     return biases[0]

@@ -52,7 +52,7 @@ class ProtoMAML(MethodComponent):
         def init(key: Key) -> Meta:
             params = learner.init(key)
             if BIAS not in params:
-                text = "has a head without bias, in which proto_maml puts -|c_n|^2"
+                text = "needs a head with a bias, which proto_maml sets to -|c_n|^2"
                 raise ConfigError(("model", text))
             return params
 

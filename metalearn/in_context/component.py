@@ -103,8 +103,8 @@ def _width(learner: Learner, params: Params, spec: EpisodeSpec) -> int:
 def _require_plain_outputs(name: str, learner: Learner, spec: EpisodeSpec) -> None:
     """Refuse a loss of one's own for targets, whose likelihood is that of a normal distribution."""
     if spec.objective is not None:
-        text = f"{name} embeds examples with a network, and these tasks are functions without one"
+        text = f"{name} embeds examples with a network, but these tasks are functions without one"
         raise ConfigError(("method.name", f"{text}: use maml or learn_optimizer"))
     if not spec.classification and spec.loss not in (None, "mse"):
         text = f"is {spec.loss}, but {name} maximises the likelihood of a normal distribution"
-        raise ConfigError(("loss", f"{text}, whose score is mse: leave the loss out"))
+        raise ConfigError(("loss", f"{text}: omit the loss"))

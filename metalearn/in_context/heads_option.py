@@ -19,8 +19,8 @@ def check_heads() -> Any:
 
     def check(self: Any) -> Any:
         if self.width % self.heads:
-            text = f"heads {self.heads} do not divide the width {self.width}"
-            raise ValueError(f"{text}: choose a multiple of {self.heads}")
+            text = f"heads must divide the width {self.width} (got {self.heads})"
+            raise ValueError(f"{text}: choose a width that is a multiple of {self.heads}")
         return self
 
     return model_validator(mode="after")(check)

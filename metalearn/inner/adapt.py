@@ -66,7 +66,7 @@ def adapt(
     update of the rule captures anything task-specific: under `stepwise.stepwise` one compiled step
     then serves for all, and gradients flow as under `checkpointing`, but not through `batch`."""
     if steps < 0:
-        raise ValueError(f"steps: {steps} is negative")
+        raise ValueError(f"steps must be >= 0 (got {steps})")
     adapted, statistics = trainable(params)
     state = rule.init(adapted) if state is None else state
     start = _Start(adapted, state, statistics, _with_class_mask(fixed or {}))

@@ -250,7 +250,7 @@ def task_keys(key: Key | None, tasks: int) -> Tensor:
 def init_state(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
     """The state before the first step; the outer rule gets no running statistics."""
     if not leaves(meta):
-        raise ConfigError(("model", "has no parameters, so that nothing could be meta-learned"))
+        raise ConfigError(("model", "has no parameters, so there is nothing to meta-learn"))
     like = leaves(meta)[0]
     params = {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
@@ -362,7 +362,7 @@ def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
         return state
     if count != 1:
         raise ValueError(
-            f"the state holds lanes for {count} tasks a step, not {tasks}: keep the number of "
+            f"the state has lanes for {count} tasks per step (got {tasks}): keep the number of "
             f"tasks constant"
         )
     lanes = tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes)

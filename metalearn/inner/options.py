@@ -33,7 +33,7 @@ def refuse_two_rules(component: Any, *names: str, scheduled: bool = True) -> Non
     fields = type(component).model_fields
     ignored = [name for name in names if getattr(component, name) != fields[name].default]
     if ignored:
-        raise ValueError(f"inner is a rule with its own lr: leave out {', '.join(ignored)}")
+        raise ValueError(f"inner is a rule with its own lr: omit {', '.join(ignored)}")
     if not scheduled and inner.schedule not in ("constant", "steps"):
         text = f"inner.schedule {inner.schedule} needs a number of steps, which new tasks of"
         raise ValueError(f"{text} {component.name} do not have: use constant")
@@ -89,8 +89,8 @@ def adapted_filter(patterns: tuple[str, ...] | None, learner: Learner) -> Callab
     unknown = [pattern for pattern, leaves in matches.items() if not leaves]
     if unknown or not patterns:
         some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-        text = f"{', '.join(map(repr, unknown)) or 'nothing'} is no parameter that steps move; "
-        raise ConfigError(("adapts", f"{text}they are: {some} (the last layer is head)"))
+        text = f"{', '.join(map(repr, unknown)) or 'nothing'} is not a trainable parameter; "
+        raise ConfigError(("adapts", f"{text}valid: {some} (the last layer is head)"))
     return frozenset(name for leaves in matches.values() for name in leaves).__contains__
 
 

@@ -28,7 +28,7 @@ Schedule = Callable[[Tensor], Tensor]  # number [] of earlier steps -> factor []
 def _count(params: Any) -> Tensor:
     like = next(iter(leaves(params)), None)
     if like is None:
-        text = "has no parameter that a step could move: all are frozen (requires_grad=False)"
+        text = "has no trainable parameter: all are frozen (requires_grad=False)"
         raise ConfigError(("model", text))
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
@@ -263,23 +263,25 @@ class _Rule(RuleComponent):
     def _milestones(self) -> _Rule:
         at = self.milestones
         if (self.schedule == "steps") != bool(at):
-            raise ValueError("schedule steps and milestones belong together: give both or neither")
+            raise ValueError("schedule: steps and milestones must be set together")
         if any(step < 1 for step in at) or list(at) != sorted(set(at)):
-            raise ValueError(f"milestones are {list(at)}; they must rise, from 1 on")
+            raise ValueError(f"milestones must be ascending and >= 1 (got {list(at)})")
         gammas = (self.gamma,) if isinstance(self.gamma, float) else self.gamma
         if not all(0 < one < 1 for one in gammas):
-            raise ValueError(f"gamma is {self.gamma}; it must lie between 0 and 1")
+            raise ValueError(f"gamma must be between 0 and 1 (got {self.gamma})")
         if not isinstance(self.gamma, float) and len(gammas) != len(at):
-            raise ValueError(f"gamma has {len(gammas)} factors for {len(at)} milestones")
+            raise ValueError(
+                f"gamma must have one entry per milestone (got {len(gammas)} for {len(at)})"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_of_a_kind(self) -> _Rule:
         if self.l2 and self.weight_decay:
-            text = "l2 acts through the gradient, weight_decay beside it: give one of them"
+            text = "l2 and weight_decay are alternatives: set only one of them"
             raise ValueError(text)
         if self.clip is not None and self.clip_value is not None:
-            raise ValueError("clip bounds the norm, clip_value each number: give one of them")
+            raise ValueError("clip and clip_value are alternatives: set only one of them")
         return self
 
     @abstractmethod

@@ -72,7 +72,7 @@ class LogUniform(HorizonComponent):
     @model_validator(mode="after")
     def _check_bounds(self) -> LogUniform:
         if self.low > self.high:
-            raise ValueError(f"low {self.low} must be at most high {self.high}")
+            raise ValueError(f"low must be <= high (got {self.low} and {self.high})")
         return self
 
     @property

@@ -143,7 +143,7 @@ class LearnOptimizer(MethodComponent):
     def _check_unroll(self) -> LearnOptimizer:
         if self.unroll > self.horizon.longest:
             raise ValueError(
-                f"unroll {self.unroll} must be at most the horizon's {self.horizon.longest} steps"
+                f"unroll must be <= {self.horizon.longest}, the horizon (got {self.unroll})"
             )
         return self
 
@@ -195,10 +195,10 @@ class LearnOptimizer(MethodComponent):
 
     def _check(self, spec: EpisodeSpec) -> None:
         if self.outer_on == "query" and spec.queries == 0:
-            text = "is query, and these tasks have none: say support, or task.queries"
+            text = "is query, but these tasks have no queries: use support, or set task.queries"
             raise ConfigError(("method.outer_on", text))
         if self.batch is not None and spec.objective is not None:
-            text = "a function has no examples to choose from: leave it null"
+            text = "must be null: a function has no examples"
             raise ConfigError(("method.batch", text))
 
     def _problem(self, spec: EpisodeSpec, episode: Episode) -> Problem:

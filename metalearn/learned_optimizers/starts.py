@@ -51,7 +51,7 @@ def needs_start(init: Init) -> str:
     if init == "random":
         return ""
     if init == "meta":
-        other = "an experiment or row that learns an initialization, such as maml"
+        other = "an experiment or method that learns an initialization, such as maml"
     else:
         other = "fine_tune's"
     return (

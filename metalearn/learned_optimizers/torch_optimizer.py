@@ -84,7 +84,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with this rule; ConfigError for that of any other."""
         if not all("num_steps" in group for group in state_dict.get("param_groups", [{}])):
-            text = "is of another optimizer: its groups hold no num_steps"
+            text = "belongs to another optimizer: its groups have no num_steps"
             raise ConfigError(("state_dict", text))
         groups = [{**OPTIONS, **group} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
@@ -93,14 +93,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Raise ConfigError for groups with other options, and after construction."""
         options = sorted(set(param_group) - {"params", "param_names", "num_steps", *OPTIONS})
         if options:
-            text = f"{', '.join(options)}: a learned rule updates all parameters alike; groups may"
+            text = f"{', '.join(options)}: a learned rule has no such options; groups may only"
             raise ConfigError(("params", f"{text} differ in lr (a factor) and weight_decay"))
         for name in OPTIONS:
             value = param_group.get(name, 0)
             if not isinstance(value, Tensor | Real) or not float(value) >= 0:
                 raise ConfigError((name, f"must be >= 0 (got {value!r})"))
         if self._initialized:
-            why = "a learned rule's state is of all parameters: give every group at once"
+            why = "the state of a learned rule covers all parameters: pass all groups at once"
             raise ConfigError(("params", why))
         super().add_param_group(param_group)
 
@@ -110,14 +110,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Some rules read the loss: they need `closure` or `loss`."""
         if closure is not None and not callable(closure):
-            text = f"got a {type(closure).__name__} in the place of a closure: step(loss=loss)"
+            text = f"got a {type(closure).__name__} instead of a closure: use step(loss=loss)"
             raise ConfigError(("step", text))
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if loss is None and self.rule.reads_loss:
             name = self.rule.name
-            text = f"{name} reads the loss: call step(closure) or step(loss=loss)"
+            text = f"{name} needs the loss: call step(closure) or step(loss=loss)"
             raise ConfigError(("step", text))
         params = self._parameters()
         grads = {name: _gradient(name, param) for name, param in params.items()}
@@ -189,7 +189,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("params", "two parameters have the same name"))
         half = [n for n, p in named.items() if p.requires_grad and _left_alone(p)]
         if half:
-            text = f"{len(half)} parameters of half precision are left alone: {', '.join(half[:4])}"
+            text = (
+                f"{len(half)} parameters of half precision are not updated: {', '.join(half[:4])}"
+            )
             log.warning(text)
 
     def _check_theta(self, like: Tensor) -> None:
@@ -215,7 +217,7 @@ def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         data = torch.load(path, weights_only=True, map_location="cpu")
         theta = dict(data["theta"])
         if not theta or not all(isinstance(value, Tensor) for value in theta.values()):
-            raise TypeError("theta must be tensors by name")
+            raise TypeError("theta must be a mapping of names to tensors")
         return rule_of(json.loads(data["rule"])), theta
     except (
         OSError,
@@ -227,7 +229,7 @@ def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         ValueError,
     ) as error:
         why = " ".join(str(error).split())[:200]
-        text = f"holds no learned optimizer ({why}): give a run directory, or a file of"
+        text = f"contains no learned optimizer ({why}): pass a run directory, or a file of"
         raise ConfigError((str(path), f"{text} LearnedOptimizer.save")) from error
 
 
@@ -249,7 +251,7 @@ def _loss(loss: Any, like: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(("loss", f"must be a number (got {loss!r})")) from error
     if value.numel() != 1:
-        text = f"must be one number (got shape {list(value.shape)}): give its mean"
+        text = f"must be a scalar (got shape {list(value.shape)}): pass its mean"
         raise ConfigError(("loss", text))
     return value.reshape(())
 

@@ -116,7 +116,7 @@ def _of_timm(name: str) -> Backbone:
             except TypeError:  # networks of convolutions take any size
                 net = timm.create_model(name, **options)
         except (OSError, RuntimeError) as error:
-            text = f"timm could not give the weights of {name}: {error}"
+            text = f"timm could not load the weights of {name}: {error}"
             raise ConfigError(("model.backbone", text)) from error
         return net
 

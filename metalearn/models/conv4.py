@@ -172,7 +172,7 @@ class Conv4(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
-            text = "conv4 needs images [channels, H, W], this task gives"
+            text = "conv4 needs images [channels, H, W], but this task has"
             raise ConfigError(("model", f"{text} {list(spec.x_shape)}: use mlp"))
         first, second, last = spec.x_shape
         if first == second > 4 and last in (1, 3, 4):
@@ -180,7 +180,7 @@ class Conv4(ModelComponent):
             hint = "move the channels to the front, x.transpose(0, 3, 1, 2)"
             raise ConfigError(("model", f"{text} [H, W, channels]: {hint}"))
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-            text = "pooling four times needs at least 16 x 16, this task gives"
+            text = "pooling four times needs images of at least 16 x 16, but this task has"
             raise ConfigError(("model.downsample", f"{text} {list(spec.x_shape)}: use stride"))
         return module_learner(
             lambda: FourBlocks(

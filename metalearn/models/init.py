@@ -69,5 +69,5 @@ def start(
         )
     if isinstance(owner, nn.Embedding):
         return rng.normal(key, shape, dtype=dtype)
-    text = f"no known start for a parameter of {type(owner).__name__}"
+    text = f"no known initialization for a parameter of {type(owner).__name__}"
     raise ConfigError((name, f"{text}: pass init=, a function (key, name, shape, dtype) -> tensor"))

@@ -65,8 +65,10 @@ class Module(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """The learner for tasks of `spec`; ConfigError where the module is not at hand."""
         if self._held is None:
-            text = f"is {self.object or 'a module'}, given in Python (SHA-256 {self.sha256[:12]})"
-            again = "give the same one again, as metalearn.models.Module(net)"
+            text = (
+                f"is {self.object or 'a module'}, passed from Python (SHA-256 {self.sha256[:12]})"
+            )
+            again = "pass the same one again, as metalearn.models.Module(net)"
             raise ConfigError(("model", f"{text}: {again}"))
         net, inputs = self._held.value
         if isinstance(net, Learner):
@@ -74,8 +76,8 @@ class Module(ModelComponent):
         key = (spec, self.model_dump_json())
         if key not in self._held.made:  # its checks take seconds of a large network
             if isinstance(net, nn.Module) and _hash_of(net, inputs) != self._held.sha256:
-                text = "was changed after it was given, such as by training, net.eval() or a hook"
-                raise ConfigError(("model", f"{text}: undo that, or give a copy.deepcopy of it"))
+                text = "was changed after it was passed, such as by training, net.eval() or a hook"
+                raise ConfigError(("model", f"{text}: undo that, or pass a copy.deepcopy of it"))
             self._held.made[key] = self._learner(net, inputs, spec)
         learner: Learner = self._held.made[key]
         return learner
@@ -108,5 +110,7 @@ def as_model(net: Any) -> ModelComponent:
         return net
     if isinstance(net, nn.Module | Learner) or callable(net):
         return Module(net)
-    text = f"{type(net).__name__} is no model: give a component, a torch module, or a class of one"
+    text = (
+        f"{type(net).__name__} is not a model: pass a component, a torch module, or a class of one"
+    )
     raise ConfigError(("model", text))

@@ -39,7 +39,7 @@ class Norm(nn.Module):
     def __init__(self, channels: int, policy: Policy, channels_last: bool = False) -> None:
         super().__init__()
         if policy == "none":
-            raise ConfigError(("policy", "none normalises nothing: leave the layer Norm out"))
+            raise ConfigError(("policy", "none does not normalise: omit the layer Norm"))
         self.channels_last = channels_last
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))

@@ -27,7 +27,7 @@ class Own(ModelComponent):
         """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
         objective = spec.objective
         if objective is None:
-            text = "is own, but these tasks bring no parameters of their own: use mlp"
+            text = "is own, but these tasks have no parameters: use mlp"
             raise ConfigError(("model.name", text))
 
         def init(key: Key) -> Params:

@@ -103,14 +103,14 @@ class Pretrained(ModelComponent):
         if isinstance(self.pretrain_flops, float) and not self.pretrain_source:
             raise ValueError("pretrain_flops needs pretrain_source: where it was published")
         if self.frozen and self.statistics != "frozen":
-            text = f"statistics {self.statistics} are moved, and frozen: true moves nothing"
+            text = f"statistics {self.statistics} need frozen: false"
             raise ValueError(text)
         return self
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """The learner for images; ConfigError for other tasks and for absent packages."""
         if len(spec.x_shape) != 3 or spec.x_shape[0] not in (1, 3):
-            text = f"needs images of 1 or 3 channels, this task gives {list(spec.x_shape)}"
+            text = f"needs images of 1 or 3 channels (got {list(spec.x_shape)})"
             raise ConfigError(("model", f"pretrained {text}: use mlp or conv4"))
         prepared, network = self._network(spec.device, spec.dtype)
         if self.frozen:
@@ -191,7 +191,7 @@ def _load_weights(body: nn.Module, path: Path, classifier: tuple[str, ...]) -> N
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in many ways
-        text = f"{path} is no state dict of torch.save(net.state_dict(), path): {error}"
+        text = f"{path} is not a state dict of torch.save(net.state_dict(), path): {error}"
         raise ConfigError(("model.weights", text)) from error
     own = getattr(body, "net", body)
     try:
@@ -201,7 +201,7 @@ def _load_weights(body: nn.Module, path: Path, classifier: tuple[str, ...]) -> N
     other = [name for name in other if not name.startswith(tuple(f"{c}." for c in classifier))]
     if other:
         text = f"{path} has tensors that the backbone lacks, such as {other[0]}"
-        raise ConfigError(("model.weights", f"{text}: it is of another network"))
+        raise ConfigError(("model.weights", f"{text}: it belongs to another network"))
     if absent:
         text = f"{path} lacks {len(absent)} tensors of the backbone, such as {absent[0]}"
         raise ConfigError(("model.weights", text))

@@ -122,7 +122,7 @@ class ResNet12(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W] of `spec`, at least 16 x 16."""
         if len(spec.x_shape) != 3 or min(spec.x_shape[1:]) < 16:
-            text = f"needs images [channels, H, W] of at least 16 x 16, not {list(spec.x_shape)}"
+            text = f"needs images [channels, H, W] of at least 16 x 16 (got {list(spec.x_shape)})"
             raise ConfigError(("model", f"resnet12 {text}"))
         learner = module_learner(
             lambda: ResNet(spec.x_shape, self, spec.outputs), spec, policy=self.norm, init="xavier"

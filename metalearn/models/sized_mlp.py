@@ -45,7 +45,7 @@ class SizedMLP(ModelComponent):
     @model_validator(mode="after")
     def _widths_ascend(self) -> SizedMLP:
         if self.least > min(self.sizes):
-            text = f"least {self.least} must be at most {min(self.sizes)}, the smallest of sizes"
+            text = f"least must be <= {min(self.sizes)}, the smallest of sizes (got {self.least})"
             raise ValueError(text)
         return self
 

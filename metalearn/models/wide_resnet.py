@@ -104,13 +104,13 @@ class WideResNet(ModelComponent):
     @classmethod
     def _check_depth(cls, depth: int) -> int:
         if (depth - 4) % (2 * GROUPS):
-            raise ValueError(f"depth {depth} is not 6 n + 4, such as 10, 16, 28 or 40")
+            raise ValueError(f"depth must be 6 n + 4, such as 10, 16, 28 or 40 (got {depth})")
         return depth
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W] of `spec`, at least 4 x 4."""
         if len(spec.x_shape) != 3 or min(spec.x_shape[1:]) < 4:
-            text = f"needs images [channels, H, W] of at least 4 x 4, not {list(spec.x_shape)}"
+            text = f"needs images [channels, H, W] of at least 4 x 4 (got {list(spec.x_shape)})"
             raise ConfigError(("model", f"wide_resnet {text}"))
         channels = spec.x_shape[0]
         learner = module_learner(

@@ -122,7 +122,7 @@ class MetaNAS(MethodComponent):
         """The method for tasks of `spec`, normalised as `learner`; warm-up is of `meta_steps`."""
         require_no_padding(self.name, spec)
         if self.split == "disjoint" and spec.shots < 2:
-            text = "disjoint needs at least 2 shots a class, this task has 1: use split shared"
+            text = "disjoint needs at least 2 shots per class (got 1): use split: shared"
             raise ConfigError(("method.split", text))
         policy: Any = learner.normalisation
         space, outer = self.space.build(spec, policy), self.outer.build(meta_steps)

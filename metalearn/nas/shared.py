@@ -141,7 +141,7 @@ def _not_prepared(*args: Any, **kwargs: Any) -> NoReturn:
 
 def _check_split(source: TaskSource) -> None:
     if source.spec.split != "train":
-        text = f"a shared search uses training tasks alone (got {source.spec.split!r} tasks)"
+        text = f"a shared search uses training tasks only (got {source.spec.split!r} tasks)"
         raise ConfigError(("method.prepare", text))
 
 
@@ -275,10 +275,12 @@ def _read_choice(space: Space, path: Path) -> Genotype:
         found = json.loads(path.read_text(encoding="utf-8"))
         genotype = tuple(int(choice) for choice in found["genotype"])
         if found["space"] != space.name:
-            raise ValueError(f"holds an architecture of {found['space']}, not of {space.name}")
+            raise ValueError(
+                f"contains an architecture of {found['space']} instead of {space.name}"
+            )
         space.learner(genotype)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        text = f"is no architecture of this space ({error}): remove it to search again"
+        text = f"is not an architecture of this search space ({error}): remove it to search again"
         raise ConfigError((str(path), text)) from error
     return genotype
 

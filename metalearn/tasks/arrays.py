@@ -99,7 +99,7 @@ class Arrays(TaskComponent):
         columns: dict[str, Array] = {}
         if isinstance(x, (str, Path)):
             if y is not None:
-                text = "stands beside a path, whose column `target` has the labels: leave it out"
+                text = "must be omitted if x is a path: its column `target` has the labels"
                 raise ConfigError(("y", text))
             fields["path"] = str(x)
         elif x is not None:
@@ -127,7 +127,7 @@ class Arrays(TaskComponent):
         if self.path is None:
             self._columns = self._columns or held(self.data_sha256)
         if self.standardise_targets and not self.group:
-            text = "standardise_targets is for values to predict: name the column of tasks in group"
+            text = "standardise_targets is only for regression: set group, the column of tasks"
             raise ValueError(text)
         return self
 
@@ -135,7 +135,9 @@ class Arrays(TaskComponent):
     @classmethod
     def _check_fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
-            raise ValueError(f"fractions must be three shares with sum 1 (got {sum(value):g})")
+            raise ValueError(
+                f"fractions must be three numbers >= 0 with sum 1 (got sum {sum(value):g})"
+            )
         return value
 
     def build(
@@ -192,8 +194,8 @@ class Arrays(TaskComponent):
         if self._columns is not None:
             return _by_class(self, dict(self._columns.value))
         if self.path is None:
-            text = f"data given in memory (SHA-256 {str(self.data_sha256)[:12]}...)"
-            raise ConfigError(("path", f"is null, and the run used {text}: give the data again"))
+            text = f"in-memory data (SHA-256 {str(self.data_sha256)[:12]}...)"
+            raise ConfigError(("path", f"is null, but the run used {text}: pass the data again"))
         parts = {"train": self.path, "valid": self.valid_path, "test": self.test_path}
         tables = {
             split: _by_class(self, read_columns(Path(path).expanduser(), "path"))
@@ -205,7 +207,7 @@ class Arrays(TaskComponent):
     def _check_columns(self, columns: dict[str, Array]) -> None:
         """ConfigError with every column that is named and not there, and for one class a task."""
         if not self.group and self.ways < 2:
-            text = "is 1: a classification task needs at least 2 classes; values need `group`"
+            text = "must be >= 2 (got 1); regression needs `group`"
             raise ConfigError(("ways", text))
         named = (self.group, self._target, *(self.inputs or ()))
         absent = [name for name in dict.fromkeys(named) if name and name not in columns]
@@ -224,7 +226,7 @@ class Arrays(TaskComponent):
         if self.inputs is None:
             found = found_inputs(found, "inputs")
         if self._target in (self.inputs or ()):
-            text = f"{self._target!r} is the target, which a task would read off: leave it out"
+            text = f"{self._target!r} is the target and cannot be an input: remove it"
             raise ConfigError(("inputs", text))
         names = [self._column(name, columns) for name in self.inputs or found]
         if not names:
@@ -281,9 +283,7 @@ class Arrays(TaskComponent):
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
         if values.ndim > 2:
-            text = (
-                "values to predict are [rows] or [rows, outputs]: reshape them, and in a loss back"
-            )
+            text = "regression targets must be [rows] or [rows, outputs]: reshape them"
             raise ConfigError((self._target or "y", f"has shape {list(values.shape)}: {text}"))
         return values.reshape(len(values), -1)
 
@@ -335,15 +335,15 @@ class Arrays(TaskComponent):
         problems = []
         kind, least = ("groups", 1) if self.group else ("classes", max(2, self.ways))
         if len(chosen) < least:
-            text = f"the {split} split has {len(chosen)} {kind}, and a task needs {least}"
+            text = f"the {split} split has {len(chosen)} {kind}, but a task needs {least}"
             problems.append(("ways" if not self.group else "group", text))
         need = self.shots + self.queries
         small = [f"{names[k]} ({counts[k]})" for k in chosen if counts[k] < need]
         if small:
-            text = f"shots + queries = {need} rows, and {kind} of {split} have fewer: "
+            text = f"shots + queries = {need} rows, but {kind} of {split} have fewer: "
             text += ", ".join(small[:5])
             if not self.group and len(small) == len(chosen):
-                text += "; values to predict need `group`, whose rows are one task of regression"
+                text += "; regression needs `group`, the column of tasks"
             problems.append(("shots", text))
         if problems:
             raise ConfigError(*problems)
@@ -358,11 +358,11 @@ def _names(column: Array) -> Array:
         raise ConfigError(("target", text))
     if (gone := np.flatnonzero(has_no_label(column))).size:
         text = "has no label" if str(column[gone[0]]).strip() else "is empty"
-        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: leave such rows out"
+        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
         raise ConfigError(("target", text))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
-            raise ConfigError(("target", "holds labels that are not finite"))
+            raise ConfigError(("target", "contains labels that are not finite"))
         if (column == np.round(column)).all() and np.abs(column).max() < 2**53:
             column = column.astype(np.int64)
     names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]

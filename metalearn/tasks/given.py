@@ -64,12 +64,14 @@ class Given(TaskComponent):
     ) -> TaskSource:
         """The source of a split; ConfigError where it is not at hand, or of another dtype."""
         if self._held is None:
-            text = f"is {self.object or 'a task source'}, given in Python: give the same one again"
+            text = (
+                f"is {self.object or 'a task source'}, passed from Python: pass the same one again"
+            )
             raise ConfigError(("source", f"{text}, as metalearn.tasks.Given(sources)"))
         source: TaskSource = self._held.value[split]
         if source.spec.dtype != dtype:
             found, wanted = (str(one).removeprefix("torch.") for one in (source.spec.dtype, dtype))
-            text = f"gives {found}, and the run wants {wanted}: run={{'dtype': '{found}'}}"
+            text = f"has dtype {found}, but the run needs {wanted}: run={{'dtype': '{found}'}}"
             raise ConfigError(("source", text))
         return source
 
@@ -77,12 +79,12 @@ class Given(TaskComponent):
 def _source(sources: Any, split: str) -> TaskSource:
     if isinstance(sources, Mapping):
         if split not in sources:
-            raise ConfigError(("sources", f"has no {split!r}: give {', '.join(SPLITS)}"))
+            raise ConfigError(("sources", f"has no {split!r}: pass {', '.join(SPLITS)}"))
         found = sources[split]
     else:
         found = sources if hasattr(sources, "sample") else sources(split)
     if not hasattr(found, "sample") or not hasattr(found, "spec"):
-        text = f"{type(found).__name__} of the split {split} is no task source: it needs spec,"
+        text = f"{type(found).__name__} of the split {split} is not a task source: it needs spec,"
         raise ConfigError(("sources", f"{text} sample and examples"))
     return found  # type: ignore[no-any-return]
 
@@ -95,7 +97,7 @@ def _first_tasks(source: TaskSource) -> list[Any]:
         for text in _problems(batch, source)
     ]
     if "key" not in episodes.info:
-        problems.append((f"sources.{source.spec.split}", "info has no key [T], one for each task"))
+        problems.append((f"sources.{source.spec.split}", "info has no key [T], one per task"))
     if problems:
         raise ConfigError(*problems)
     check_targets(episodes, source.spec)
@@ -108,7 +110,7 @@ def _problems(batch: Batch, source: TaskSource) -> list[str]:
     x, y, spec = batch.x, batch.y, source.spec
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         kinds = f"{type(x).__name__} and {type(y).__name__}"
-        return [f" has x and y as {kinds}: give tensors, torch.as_tensor"]
+        return [f" has x and y as {kinds}: use tensors, such as torch.as_tensor"]
     found = []
     if tuple(x.shape[2:]) != tuple(spec.x_shape) or len(x) != 2:
         shape = ", ".join(["T", "B", *map(str, spec.x_shape)])
@@ -123,7 +125,7 @@ def _problems(batch: Batch, source: TaskSource) -> list[str]:
     elif not zero_padding(Batch(x, x, weight)).x.isfinite().all():  # padding may hold anything
         found.append(".x is not finite")
     if x.requires_grad or y.requires_grad:
-        found.append(" asks for a gradient: give x.detach()")
+        found.append(" requires a gradient: use x.detach()")
     return found
 
 

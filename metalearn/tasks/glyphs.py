@@ -80,7 +80,7 @@ def file_name(seed: int = 0) -> str:
     try:
         versions = [metadata.version(package) for package in ("matplotlib", "pillow", "numpy")]
     except metadata.PackageNotFoundError as error:
-        text = f"the letters come from matplotlib's fonts, and {error.name} is not installed"
+        text = f"the letters use the fonts of matplotlib, but {error.name} is not installed"
         raise DataError(("glyphs", f"{text}: pip install {error.name}")) from error
     named = "|".join([str(FORMAT), *versions, str(seed)])
     return f"glyphs-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"

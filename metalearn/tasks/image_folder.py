@@ -85,7 +85,7 @@ class ImageFolder(images.ImageTask):
     @classmethod
     def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
-            raise ValueError(f"three shares of at least 0 whose sum is 1, not {sum(value):g}")
+            raise ValueError(f"must be three numbers >= 0 with sum 1 (got sum {sum(value):g})")
         return value
 
     def resolve(self, seed: int) -> ImageFolder:
@@ -133,7 +133,7 @@ class ImageFolder(images.ImageTask):
         labels = Path(self.labels).expanduser() if self.labels else None
         listing = list_folder(Path(self.path).expanduser(), labels)
         if self.same_classes and self.split_file:
-            text = "lists classes, and with same_classes every split has all of them: leave one out"
+            text = "lists classes, but same_classes uses all in every split: omit one of the two"
             raise ConfigError(("split_file", text))
         return listing
 

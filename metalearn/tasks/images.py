@@ -111,7 +111,7 @@ def episode_problems(
         problems.append(("ways", why))
     if shots + queries > examples:
         where = f"class {smallest!r} of the {split}" if smallest else f"a class of the {split}"
-        text = f"{shots} shots + {queries} queries = {shots + queries} different images a class"
+        text = f"{shots} shots + {queries} queries = {shots + queries} different images per class"
         text += f", but {where} split has {examples}"
         problems.append(("shots", f"{text}; shots + queries may be at most {examples}"))
     return problems

@@ -126,7 +126,7 @@ class Landscapes(GeneratedTask):
     def _check_dims(self) -> Landscapes:
         multiple = FUNCTIONS[self.function].multiple
         if self.dims % multiple:
-            text = f"dims {self.dims} must be a multiple of {multiple} for {self.function}"
+            text = f"dims must be a multiple of {multiple} for {self.function} (got {self.dims})"
             raise ValueError(text)
         return self
 

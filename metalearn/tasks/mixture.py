@@ -19,8 +19,8 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
 SAME = ("kind", "ways", "shots", "queries", "x_shape", "outputs")
 TRANSFORMED = (
-    "standardise: rows given to a trained run do not say which source they are of, so a mixture "
-    "cannot standardise them: set it to false, and standardise the rows beforehand"
+    "standardise: rows passed to a trained run have no source, so a mixture cannot standardise "
+    "them: set it to false, and standardise the rows in advance"
 )
 
 
@@ -76,7 +76,7 @@ class Mixture(TaskComponent):
         if self.hold_out is not None and self.hold_out not in self.labels:
             raise ValueError(f"hold_out: {did_you_mean(self.hold_out, self.labels)}")
         if self.hold_out is not None and len(self.labels) < 2:
-            raise ValueError("hold_out leaves no source to train on: give at least 2 sources")
+            raise ValueError("hold_out leaves no source for training: use at least 2 sources")
         return self
 
     @property
@@ -148,7 +148,7 @@ class MixtureSource:
             found = {label: getattr(one, name) for label, one in zip(self.names, specs)}
             if len({str(value) for value in found.values()}) > 1:
                 listed = ", ".join(f"{label} {value}" for label, value in found.items())
-                text = f"tasks of one shape are needed, and {name} differs: {listed}"
+                text = f"all sources must have tasks of one shape, but {name} differs: {listed}"
                 raise ConfigError(("sources", text))
         total = sum(spec.num_classes for spec in specs)
         padded = any(spec.padded for spec in specs)
@@ -217,7 +217,7 @@ def _component(section: dict[str, Any]) -> TaskComponent:
     name, kinds = str(section.get("source")), _kinds()
     kinds.pop("mixture")
     if name not in kinds:
-        raise ConfigError(("source", f"{name!r} is no source; {did_you_mean(name, kinds)}"))
+        raise ConfigError(("source", f"{name!r} is not a source; {did_you_mean(name, kinds)}"))
     fields = {key: value for key, value in section.items() if key != "label"}
     if fields.get("ways") is None:
         fields.pop("ways", None)

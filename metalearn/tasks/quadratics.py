@@ -98,7 +98,7 @@ class Quadratics(GeneratedTask):
     @model_validator(mode="after")
     def _check_dims(self) -> Quadratics:
         if self.dims_min is not None and self.dims_min > self.dims:
-            raise ValueError(f"dims_min {self.dims_min} must be at most dims {self.dims}")
+            raise ValueError(f"dims_min must be <= dims {self.dims} (got {self.dims_min})")
         return self
 
     def source_of(self, **where: Any) -> QuadraticSource:

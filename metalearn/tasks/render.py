@@ -103,7 +103,7 @@ def _fonts() -> Path:
     try:
         import matplotlib
     except ImportError:
-        text = "the letters come from matplotlib's fonts, and matplotlib is not installed"
+        text = "the letters use the fonts of matplotlib, but matplotlib is not installed"
         raise DataError(("glyphs", f"{text}: pip install matplotlib")) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

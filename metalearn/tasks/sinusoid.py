@@ -86,7 +86,7 @@ class Sinusoid(GeneratedTask):
         names = ("amplitude", "phase", "frequency", "x")
         bad = [name for name in names if values[name][0] > values[name][1]]
         if bad:
-            raise ValueError(f"{', '.join(bad)}: a range is [low, high] with low <= high")
+            raise ValueError(f"{', '.join(bad)}: a range must be [low, high] with low <= high")
         return self
 
     def source_of(self, **where: Any) -> SinusoidSource:

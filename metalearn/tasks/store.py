@@ -73,7 +73,7 @@ def missing(file: str, name: str) -> DataError:
     unset = "" if os.environ.get("METALEARN_DATA", "").strip() else " is not set"
     text = (
         f"{file} is missing: expected in {data_root()} (METALEARN_DATA{unset}). Run "
-        f"`metalearn data prepare {name}`, or set METALEARN_DATA to the folder that holds {file}"
+        f"`metalearn data prepare {name}`, or set METALEARN_DATA to the folder that contains {file}"
     )
     return DataError(("source", text))
 
@@ -166,7 +166,7 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 name = PurePosixPath(info.filename)
                 if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
-                    text = f"holds the name {info.filename!r}, which leads out of the archive"
+                    text = f"contains the name {info.filename!r}, which points outside the archive"
                     raise DataError((str(path), text))
                 if info.is_dir() or name.suffix != suffix or "__MACOSX" in name.parts:
                     continue
@@ -186,7 +186,7 @@ def download(
 ) -> None:
     """Download one file over https; DataError unless its `digest` is the expected one."""
     if not url.startswith("https://"):
-        raise DataError((url, "only https is fetched"))
+        raise DataError((url, "only https is supported"))
     try:
         handle, temporary = _temporary_beside(path)
     except OSError as error:
@@ -198,7 +198,9 @@ def download(
         found = digest(temporary)
         if found != expected:
             kind = digest.__name__.replace("_", " ")
-            text = f"what {url} sent has {kind} {found}, not {expected}; nothing was kept"
+            text = (
+                f"the download from {url} has {kind} {found}, must be {expected}; it was discarded"
+            )
             raise DataError((path.name, text))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

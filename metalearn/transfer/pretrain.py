@@ -66,8 +66,8 @@ def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Met
         return {"params": params}
     if spec.num_classes < 2:
         text = (
-            f"says {spec.num_classes}: pretraining needs it to count the classes of the "
-            f"training split, at least 2"
+            f"must be the number of classes of the training split, at least 2 (got "
+            f"{spec.num_classes})"
         )
         raise ConfigError(("task.num_classes", text))
     old, body = partition(params, is_head)

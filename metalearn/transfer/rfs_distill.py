@@ -88,7 +88,7 @@ class RFSDistill(RFS):
 
         def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
             if length is None:
-                text = "its generations share meta_steps: give their number to build"
+                text = "its generations divide meta_steps: pass their number to build"
                 raise ConfigError(("meta_steps", f"{self.name} is trained for none; {text}"))
             with_teacher = partial(gradient, later=state.step >= length)
             noisy = learner.draws_noise

@@ -40,7 +40,7 @@ class LearnedRates(LearnedRuleComponent):
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         """The rule for parameters of the names and shapes of `like`; ConfigError without it."""
         if like is None:
-            text = "learned_rates has one rate for every parameter: build it with `like`"
+            text = "learned_rates has one step size per parameter: build it with `like`"
             raise ConfigError(("optimizer", f"{text}, the parameters of the network"))
         shapes = {name: value.shape for name, value in trainable(like)[0].items()}
 

@@ -99,7 +99,9 @@ def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
         for text in _problems(module.get_submodule(name), policy, override)
     ]
     if not problems and override and override not in (*found.values(), "none"):
-        problems = [("policy", f"{override} needs a batch normalisation layer, there is none")]
+        problems = [
+            ("policy", f"{override} needs a batch normalisation layer, but the module has none")
+        ]
     together = {policy for policy in found.values() if policy in OF_BATCH}
     if not problems and len(together) > 1:
         text = f"its layers have {', '.join(sorted(together))}: one of them must be all"
@@ -114,13 +116,15 @@ def _problems(layer: nn.Module, policy: str, override: str | None) -> list[str]:
     if isinstance(layer, nn.SyncBatchNorm):
         return [f"{kind} needs a process group: use the BatchNorm of its dimension"]
     if isinstance(layer, Norm):
-        return [f"has policy {policy}, not {override}"] if override not in (None, policy) else []
+        return (
+            [f"has policy {policy} instead of {override}"] if override not in (None, policy) else []
+        )
     if isinstance(layer, _InstanceNorm):
         return []
     if policy not in ORDER or policy == "none":
-        return [f"{kind} has no policy {policy!r}: {', '.join(ORDER[:-1])}"]
+        return [f"{kind} does not support the policy {policy!r}; valid: {', '.join(ORDER[:-1])}"]
     if policy in READ and layer.running_mean is None:
-        return [f"{kind} has no running statistics, which {policy} reads: use query_batch"]
+        return [f"{kind} has no running statistics, which {policy} needs: use query_batch"]
     if policy == "running" and layer.momentum is None:
         return [f"{kind} has momentum=None, which cannot be averaged over tasks: set momentum=0.1"]
     return []

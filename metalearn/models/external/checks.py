@@ -22,7 +22,7 @@ from metalearn.tree import STATS, partition
 from metalearn.types import EpisodeSpec, Learner, Params
 
 KEY = rng.fold_in(0, "check")
-EVAL = "hand the module over in evaluation mode, net.eval(), to leave that out"
+EVAL = "pass the module in evaluation mode, net.eval(), to disable that"
 
 
 @contextmanager
@@ -91,8 +91,8 @@ def refuse_foreign_tensors(
             constant.add(id(value))
     wrong = {name for name, v in named if name in reads.found and id(v) not in constant}
     if wrong:
-        text = "is read by a function in an attribute or through a global variable, which reads the"
-        text += " same tensor in a copy of the module: make it a method that reads it from self"
+        text = "is used by a function in an attribute or through a global variable, which uses the"
+        text += " same tensor in a copy of the module: make it a method that uses self"
         raise ConfigError(*((name, text) for name in sorted(wrong)))
 
 
@@ -115,7 +115,7 @@ def watch_forward(
     with Functions(ATTENTION) as functions:
         still, drawn = _watched(copied(quiet), x, inputs, output)
     if drawn:
-        text = f"forward calls {drawn}, also in evaluation mode: leave it out, or draw outside"
+        text = f"forward calls {drawn}, also in evaluation mode: remove it, or sample outside"
         raise ConfigError((name, f"{text} of the network"))
     clone = copied(noisy)
     before = {key: value.clone() for key, value in clone.named_buffers()}
@@ -124,10 +124,10 @@ def watch_forward(
         counts = _counts(clone)
         entry(called(clone, x, inputs), output)
     if drawn:
-        text = f"forward calls {drawn}, which draws from torch's generator and from no key"
+        text = f"forward calls {drawn}, which uses torch's random number generator and not a key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
     if moved := [name for name, value in _counts(clone).items() if counts.get(name) != value]:
-        text = "changes with every call of forward, which a function of parameters cannot do: count"
+        text = "changes with every call of forward, which a pure function cannot do: count"
         raise ConfigError(*((place, f"{text} outside of the network") for place in moved))
     changed = [key for key, v in clone.named_buffers() if not _same(v, before[key])]
     if changed:
@@ -138,7 +138,7 @@ def watch_forward(
         with Functions(ATTENTION):
             other = _watched(copied(noisy), x, inputs, output)[0]
         if not _same(other, still):
-            text = f"computes something else in training mode than in evaluation mode: {EVAL}"
+            text = f"computes different results in training and evaluation mode: {EVAL}"
             raise ConfigError((name, text))
     return Found(scope.draws > 0, bool(functions.met))
 
@@ -160,7 +160,7 @@ def _watched(module: nn.Module, x: Tensor, inputs: Inputs, output: Output) -> tu
         with watch:
             out = entry(called(module, given, inputs), output)
         if not _same(given, x):
-            text = "changes x in place, which others read too: compute another tensor"
+            text = "changes x in place, which other code also uses: compute a new tensor"
             raise ConfigError((type(module).__name__, text))
         torch.manual_seed(1)
         if not watch.found or _same(out, entry(called(module, given, inputs), output)):
@@ -212,10 +212,10 @@ def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
                 text = f"takes {len(x)} examples, but not {len(rows)}: {first_line(error)}"
                 raise ConfigError((name, text)) from error
             if shape != (len(rows), *row):
-                text = f"gives outputs {list(shape)} for {len(rows)} examples and {[len(x), *row]}"
-                text += (
-                    f" for {len(x)}: it should give one row for each (squeeze(-1), not squeeze())"
+                text = (
+                    f"returns outputs {list(shape)} for {len(rows)} examples and {[len(x), *row]}"
                 )
+                text += f" for {len(x)}: it must return one row each (squeeze(-1), not squeeze())"
                 raise ConfigError((name, text))
 
 
@@ -282,10 +282,10 @@ def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
     if wrong:
         width = out.shape[-1] if out.dim() > 1 else f"shape {list(out.shape)} and so no"
         text = (
-            f"has {width} outputs, the task needs {spec.outputs}: head='new' puts a new layer in "
-            "its place, head=None makes a learner without one, for metric methods"
+            f"has {width} outputs, the task needs {spec.outputs}: head='new' replaces the "
+            "head, head=None makes a learner without a head, for metric methods"
         )
         if spec.classification and out.dim() > 2 and out.shape[1] == spec.outputs:
-            text = f"puts the classes on axis 1 of {list(out.shape)}: they belong on the last axis,"
+            text = f"has the classes on axis 1 of {list(out.shape)}: they must be on the last axis,"
             text += " out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
         raise ConfigError((place, text))

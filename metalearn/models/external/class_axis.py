@@ -40,13 +40,13 @@ def check_class_axis(
     found = [_axis(out, value, axis) for axis, value in reversed(made)]
     axis = next((one for one in found if one), 0)
     if axis == 1:
-        text = f"puts the classes on axis 1 of {list(out.shape)}: they belong on the last axis, "
+        text = f"has the classes on axis 1 of {list(out.shape)}: they must be on the last axis, "
         text += "out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
         raise ConfigError((type(module).__name__, text))
     if axis == 0:
         log.warning(
-            "outputs %s are read with the classes on the last axis; axis 1 has the same size: a "
-            "network with the classes there needs out.movedim(1, -1)",
+            "outputs %s have classes on the last axis; axis 1 has the same size: a network with "
+            "the classes there needs out.movedim(1, -1)",
             list(out.shape),
         )
 

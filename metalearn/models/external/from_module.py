@@ -86,7 +86,7 @@ def from_module(
     prefix "stats." and are never updated. Raises ConfigError, with the layer and the reason, for a
     module that cannot be converted exactly."""
     if keep and init != "module":
-        raise ConfigError(("keep", "keeps the module's values, so init must be left out"))
+        raise ConfigError(("keep", "keeps the values of the module, so init must be omitted"))
     source = _Source(net, spec, head, output, inputs)
     learner, module = _learner(source, policy)
     drawn = init != "module" or not (keep or source.is_instance)
@@ -114,7 +114,7 @@ def _checked(learner: Learner, source: _Source, values: Params) -> Learner:
     checks.check_sizes(learner, values, x, type(source.net).__name__)
     if learner.normalisation not in OF_BATCH and checks.examples_interact(learner, values, x):
         if learner.normalisation == "running":
-            text = "reads statistics of the batch beside running ones: hand it over in net.eval()"
+            text = "uses batch statistics in addition to running ones: pass net.eval()"
             raise ConfigError((type(source.net).__name__, text))
         learner = learner._replace(normalisation="query_batch")
     checks.check_batched(learner, values, x)
@@ -178,7 +178,9 @@ class _Source:
             self.width = int(clone.get_submodule(self.head.name).in_features)  # type: ignore[arg-type]
             return
         if self.output is not None:
-            raise ConfigError(("head", "'new' behind an entry of the outputs: wrap the module"))
+            raise ConfigError(
+                ("head", "'new' cannot be used with an entry of the outputs: wrap the module")
+            )
         with torch.no_grad():
             out = entry(called(clone.eval(), self.x, self.inputs), self.output)
         self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)

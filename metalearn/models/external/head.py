@@ -28,7 +28,7 @@ def find_head(
     layers = {key: part for key, part in module.named_modules() if isinstance(part, nn.Linear)}
     if name is not None and name not in layers:
         kinds = ", ".join(layers) or "none"
-        raise ConfigError(("head", f"{name!r} is no Linear layer of the module; they are: {kinds}"))
+        raise ConfigError(("head", f"{name!r} is not a Linear layer of the module; valid: {kinds}"))
     calls: list[tuple[str, Tensor]] = []
 
     def record(key: str) -> Any:
@@ -50,7 +50,7 @@ def find_head(
         if name is None:
             return None
     if name is not None:
-        text = f"{name!r} has no trainable weight of its own that forward uses: head=None for none"
+        text = f"{name!r} has no trainable weight that forward uses: use head=None for no head"
         raise ConfigError(("head", text))
     return None
 
@@ -59,7 +59,7 @@ def _with_gradients(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
     try:
         return called(module, x, inputs)
     except Exception as error:
-        text = f"forward fails where gradients are recorded: {first_line(error)}"
+        text = f"forward fails if gradients are recorded: {first_line(error)}"
         raise ConfigError((type(module).__name__, text)) from error
 
 

@@ -37,7 +37,7 @@ def copied(module: nn.Module, share: bool = False) -> nn.Module:
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
-        text = f"cannot be copied ({first_line(error)}): pass a function that makes it"
+        text = f"cannot be copied ({first_line(error)}): pass a function that creates it"
         raise ConfigError((type(module).__name__, text)) from error
 
 
@@ -48,7 +48,7 @@ def made(make: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         module = make()
     if not isinstance(module, nn.Module):
-        text = f"gives a {type(module).__name__}, not a torch.nn.Module"
+        text = f"must return a torch.nn.Module (got a {type(module).__name__})"
         raise ConfigError((getattr(make, "__name__", "net"), text))
     return module
 
@@ -56,13 +56,13 @@ def made(make: Any, seed: int) -> nn.Module:
 def _refuse_arguments(make: Any) -> None:
     if not callable(make):
         shown = repr(make) if len(repr(make)) < 60 else f"a {type(make).__name__}"
-        text = f"{shown} is no torch module, and no class or function that makes one"
+        text = f"{shown} is neither a torch module nor a class or function that creates one"
         raise ConfigError(("net", text))
     try:
         inspect.signature(make).bind()
     except TypeError as error:
         name = getattr(make, "__name__", "net")
-        text = f"is called without arguments, but has a {error}: give a function of none"
+        text = f"is called without arguments, but has a {error}: pass a function without arguments"
         raise ConfigError((name, f"{text}, such as lambda: {name}(...)")) from error
     except ValueError:
         return  # a callable whose signature Python does not know
@@ -96,9 +96,9 @@ def refuse_unsupported(module: nn.Module) -> None:
     problems = []
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
-            text = "is compiled: pass the module that it was made from"
+            text = "is compiled: pass the original module"
         elif isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            text = "shares a batch between devices: pass the module inside"
+            text = "splits a batch across devices: pass the inner module"
         else:
             continue
         problems.append((name or type(part).__name__, text))
@@ -110,12 +110,10 @@ def refuse_unsupported(module: nn.Module) -> None:
     )
     for name, value in module.named_parameters():
         if value.requires_grad and not value.is_floating_point():
-            text = (
-                "is complex: hold a real parameter [..., 2], and torch.view_as_complex in forward"
-            )
+            text = "is complex: use a real parameter [..., 2] and torch.view_as_complex in forward"
             problems.append((name, text))
         elif value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
-            text = "has a hook on its gradient, which a function of parameters never calls: change"
+            text = "has a hook on its gradient, which would never be called: change"
             problems.append((name, f"{text} the parameter or the activations in forward instead"))
     for name, part in module.named_modules():
         problems.extend((name or type(part).__name__, text) for text in _unsupported_layer(part))
@@ -130,11 +128,13 @@ def _unsupported_layer(part: nn.Module) -> list[str]:
     found = []
     if isinstance(part, nn.Embedding | nn.EmbeddingBag):
         if part.max_norm is not None:
-            found.append("has max_norm, by which forward changes its weight: leave it out")
+            found.append("has max_norm, with which forward changes its weight: remove it")
         if part.sparse:
-            found.append("has sparse gradients, which cannot be batched over tasks: sparse=False")
+            found.append(
+                "has sparse gradients, which cannot be batched over tasks: use sparse=False"
+            )
     if part._backward_hooks or part._backward_pre_hooks:
-        text = "has a hook on its backward pass, which a function of parameters never calls: change"
+        text = "has a hook on its backward pass, which would never be called: change"
         found.append(f"{text} the activations in forward instead, or remove it")
     return found
 
@@ -147,7 +147,7 @@ def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
         first = names.setdefault(id(buffer), name)
         layers = {module.get_submodule(one.rpartition(".")[0]) for one in (first, name)}
         if len(layers) > 1 and any(isinstance(part, _NormBase) for part in layers):
-            problems.append((name, f"is the buffer {first}, too: give each layer its own"))
+            problems.append((name, f"is the same buffer as {first}: use separate buffers"))
     return problems
 
 
@@ -163,7 +163,7 @@ def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
             ):
                 continue
             place = f"{name}.{attribute}" if name else attribute
-            text = "holds trainable tensors that are no parameters of the module: use nn.Parameter,"
+            text = "contains trainable tensors that are not parameters: use nn.Parameter,"
             text += " nn.ParameterList or nn.ModuleList, or requires_grad_(False) for constants"
             problems.append((place, text))
     return problems
@@ -211,13 +211,13 @@ def entry(out: Any, output: Output) -> Tensor:
     if output is None:
         found = out
     elif isinstance(out, Tensor):
-        text = f"{output!r} names an entry of what forward returns, which is one tensor here"
-        raise ConfigError(("output", f"{text}: leave it out, or hand over net.eval()"))
+        text = f"{output!r} is the name of an entry of the output, but forward returns one tensor"
+        raise ConfigError(("output", f"{text}: omit it, or pass net.eval()"))
     else:
         found = _chosen(out, output)
     if not isinstance(found, Tensor):
         kind, names = type(found).__name__, _entries(found)
-        text = f"forward returns a {kind}, not a tensor: name its entry, output= one of {names}"
+        text = f"forward returns a {kind} instead of a tensor: set output to one of {names}"
         raise ConfigError(("output", text))
     return found
 
@@ -256,7 +256,7 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 called(copied(module).eval(), given, inputs)
             if not torch.equal(given, x):
-                text = "changes x in place, which others read too: compute another tensor"
+                text = "changes x in place, which other code also uses: compute a new tensor"
                 raise ConfigError((type(module).__name__, text))
             return x
         except ConfigError:
@@ -285,9 +285,7 @@ def of_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
 
     def given(x: Tensor) -> Any:
         if x.is_floating_point():
-            text = (
-                "of these tasks are floating-point numbers, which the module cannot look up: give"
-            )
+            text = "of these tasks are floats, but the module needs integer indices: pass"
             raise ConfigError(("inputs", f"{text} from_module inputs=lambda x: x.long()"))
         return x if inputs is None else inputs(x)
 

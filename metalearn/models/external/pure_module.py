@@ -57,7 +57,7 @@ class PureModule:
         tables = (nn.Embedding, nn.EmbeddingBag)
         if x.is_floating_point() and not any(isinstance(m, tables) for m in self.quiet.modules()):
             return ConfigError((type(self.quiet).__name__, f"forward fails: {first_line(error)}"))
-        text = f"holds a number for which a look-up table of the module has no row: {error}"
+        text = f"contains an index outside an embedding of the module: {error}"
         return ConfigError(("x", text))
 
     def refreshed(self, params: Params, x: Tensor) -> Params:

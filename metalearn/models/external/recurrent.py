@@ -43,7 +43,7 @@ class UnrolledRNN(nn.RNNBase):
 
         [B, L, X] with batch_first, [L, X] unbatched."""
         if isinstance(input, PackedSequence):
-            text = "takes a PackedSequence, whose lengths cannot be batched over tasks: pad instead"
+            text = "uses a PackedSequence, whose lengths cannot be batched over tasks: use padding"
             raise ConfigError((type(self).__name__, text))
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)

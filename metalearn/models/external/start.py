@@ -87,7 +87,7 @@ class Constructor:
         try:
             values = self.leaves.values(module)
         except KeyError as error:
-            text = f"makes a module without {error} for another key: its layers should not change"
+            text = f"creates a module without {error} for another key: its layers must not change"
             raise ConfigError(("net", text)) from None
         for leaf, value in values.items():
             if value.shape != self.like[leaf].shape:
@@ -96,7 +96,7 @@ class Constructor:
                 raise ConfigError((leaf, text))
         for name, value in _constants(module).items():
             if name not in self.constants or not torch.equal(value, self.constants[name]):
-                text = "differs between two keys, and only floating-point tensors may"
+                text = "differs between two keys, but only floating-point tensors may differ"
                 raise ConfigError((name, text))
         return list(values.values())
 

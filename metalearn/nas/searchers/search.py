@@ -89,7 +89,9 @@ def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -
                 continue
             spent = sum(trial.share for trial in trials[task])
             if spent > budget + SLACK:
-                text = f"a searcher asked for {spent:g} full trainings, and its budget is {budget}"
+                text = (
+                    f"a search algorithm used {spent:g} full training runs of a budget of {budget}"
+                )
                 raise RuntimeError(text)
             values = [known[task, genotype, ask.share].value for genotype in ask.genotypes]
             asks[task] = _send(searches[task], values)

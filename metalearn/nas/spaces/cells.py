@@ -217,10 +217,10 @@ def representatives(nodes: int, strided: bool) -> dict[Genotype, Genotype]:
 def check_images(name: str, spec: EpisodeSpec, downsample: Downsample) -> None:
     """ConfigError for tasks without images, or with images too small to be halved four times."""
     if len(spec.x_shape) != 3:
-        text = f"{name} needs images [channels, H, W], this task gives {list(spec.x_shape)}"
+        text = f"{name} needs images [channels, H, W] (got {list(spec.x_shape)})"
         raise ConfigError(("method.space", f"{text}: use mlp-reg"))
     if downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-        text = "pooling four times needs at least 16 x 16, this task gives"
+        text = "pooling four times needs images of at least 16 x 16, but this task has"
         raise ConfigError(("method.space.downsample", f"{text} {list(spec.x_shape)}: use stride"))
 
 

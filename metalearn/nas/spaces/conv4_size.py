@@ -145,7 +145,7 @@ class Conv4Size(SpaceComponent):
         if policy == "none":
             text = (
                 "is none, but conv4-size searches the normalisation: "
-                "name the policy of the choice `batch`, such as query_batch"
+                "set the policy of the choice `batch`, such as query_batch"
             )
             raise ConfigError(("model.norm", text))
         one_pixel = last_area(spec, self.downsample) == 1

@@ -64,10 +64,10 @@ def _warn_of_copies(listing: Listing) -> None:
             if where != file:
                 (within if known == name else across).append(f"{where} and {file}")
     if across:
-        text = "equal images are in two classes, of which one is wrong, and perhaps in two splits"
+        text = "equal images are in two classes (one of which is wrong) and possibly in two splits"
         warn_once(f"path: {text}: {some(across)}")
     if within:
-        text = "equal images are in one class, so that a query may be an image of the support set"
+        text = "equal images are in one class, so a query may equal a support image"
         warn_once(f"path: {text}: {some(within)}")
 
 
@@ -124,7 +124,7 @@ def standard(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no standard white; save it with 8 bits")
+        raise ValueError("32-bit pixels have no standard range; save it with 8 bits")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -66,7 +66,7 @@ def list_folder(root: Path, labels: Path | None = None) -> Listing:
 
     Raises DataError with all problems."""
     if not root.is_dir():
-        text = f"{root} is not a folder; it must hold one folder of images a class"
+        text = f"{root} is not a directory; it must contain one subfolder of images per class"
         raise DataError(("path", text))
     try:
         return _listing(_from_table(root, labels) if labels else _from_folders(root), root)
@@ -93,7 +93,7 @@ def _listing(entries: list[Entry], root: Path) -> Listing:
         groups.setdefault(name, []).append((file, split))
     names = sorted(groups)
     if len(names) < 2:
-        text = f"{root} holds {len(names)} class folders; a task needs at least 2"
+        text = f"{root} contains {len(names)} class folders; a task needs at least 2"
         raise DataError(("path", text))
     rows = [sorted(groups[name]) for name in names]
     files = tuple(tuple(file for file, _ in row) for row in rows)
@@ -107,12 +107,12 @@ def _from_folders(root: Path) -> list[Entry]:
     named = [folder.name for folder, split in zip(folders, known) if split and _folders(folder)]
     by_split = len(named) > 1
     if strays := [file.name for file in _files(root) if file.suffix.lower() in IMAGES]:
-        text = f"path: images in {root} itself are of no class and left out: {some(strays)}"
+        text = f"path: images in {root} itself have no class and are skipped: {some(strays)}"
         warn_once(text)
     if by_split and (len(named) < len(folders) or len(set(known)) < len(known)):
         others = some(folder.name for folder in folders)
-        text = f"{root} holds split folders ({some(named)}): one a split, and none besides"
-        raise DataError(("path", f"{text}; it holds {others}"))
+        text = f"{root} contains split folders ({some(named)}): use one per split, and no others"
+        raise DataError(("path", f"{text}; it contains {others}"))
     problems: list[tuple[str, str]] = []
     entries: list[Entry] = []
     for folder, split in zip(folders, known, strict=True) if by_split else [(root, "")]:
@@ -120,8 +120,8 @@ def _from_folders(root: Path) -> list[Entry]:
         problems.extend(wrong)
         entries.extend((name, file, split or "") for name, file in found)
     if len(folders) < 2:
-        text = f"{root} holds {len(folders)} class folders; a task needs at least 2"
-        inside = f": give {folders[0]} as path" if folders and _folders(folders[0]) else ""
+        text = f"{root} contains {len(folders)} class folders; a task needs at least 2"
+        inside = f": set path to {folders[0]}" if folders and _folders(folders[0]) else ""
         problems.insert(0, ("path", text + inside))
     if problems:
         raise DataError(*problems)
@@ -151,7 +151,7 @@ def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]
         (f"{root}: class folders without images: ", empty),
         ("folders hold images or folders of classes, not both: ", mixed),
         ("folders of classes may be two levels deep (GROUP/CLASS/image); no folders below: ", deep),
-        (f"{root}: two folders whose names differ in their Unicode form alone: ", twice),
+        (f"{root}: two folders whose names differ only in Unicode form: ", twice),
     ]
     return found, [("path", text + some(names)) for text, names in texts if names]
 
@@ -198,7 +198,7 @@ def _relative(name: str, root: Path, there: Mapping[str, Path]) -> str:
 def _split_column(column: Iterable[object], labels: Path) -> list[str]:
     names = [str(value).strip().lower() for value in column]
     if unknown := sorted(set(names) - set(SPLIT_NAMES)):
-        text = f"{labels}: column split holds {some(map(repr, unknown))}"
+        text = f"{labels}: column split contains {some(map(repr, unknown))}"
         raise ConfigError(("labels", f"{text}; valid: train, valid, test"))
     return [SPLIT_NAMES[name] for name in names]
 

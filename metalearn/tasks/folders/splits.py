@@ -143,10 +143,10 @@ def _by_split(content: dict[Any, Any], path: Path) -> tuple[dict[str, Any], Prob
     for key, classes in content.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None:
-            text = f"{path}: {key!r} is no split; {did_you_mean(str(key), SPLITS)}"
+            text = f"{path}: {key!r} is not a split; {did_you_mean(str(key), SPLITS)}"
             problems.append(("split_file", text))
         elif split in given:
-            problems.append(("split_file", f"{path} has the split {split!r} twice"))
+            problems.append(("split_file", f"{path} contains the split {split!r} twice"))
         else:
             given[split] = classes
     return given, problems

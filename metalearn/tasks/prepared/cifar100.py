@@ -162,7 +162,7 @@ def verify() -> list[str]:
         return [*JPEG.verify(), f"{copies}; {ORIGIN}, with the published pixels"]
     images = file.load()["images"]
     if images.shape[1] != 600:
-        text = f"has {images.shape[1]} images a class, must be 600; prepare it again"
+        text = f"has {images.shape[1]} images per class, must be 600; prepare it again"
         raise DataError((str(store.data_root() / file.file), text))
     return [f"{store.data_root() / file.file}: 100 classes of 600 images, pixels as published"]
 

@@ -17,8 +17,8 @@ from metalearn.tasks.prepared.archives import SUFFIXES, class_of, decoded_archiv
 from metalearn.tasks.prepared.splits import published
 
 LAYOUT = (
-    "a folder with one folder of images a class, at any depth, or files whose names begin with "
-    "their class; or a .zip or .tar archive of either"
+    "a folder with one subfolder of images per class, at any depth, or files whose names start "
+    "with their class; or a .zip or .tar archive of either"
 )
 
 
@@ -60,7 +60,7 @@ class PublishedFolder(images.ImageTask):
             found = [path for path in places(self.source) if path.exists()]
             root = found[0] if found else places(self.source)[0]
         if not root.exists():
-            raise DataError(("path", f"{root} is not there. {self.origin} Give {LAYOUT}"))
+            raise DataError(("path", f"{root} does not exist. {self.origin} Use {LAYOUT}"))
         return root
 
 
@@ -96,7 +96,7 @@ class MiniImageNet(PublishedFolder):
     @property
     def origin(self) -> str:
         return (
-            "Its authors publish lists of images alone (twitter/meta-learning-lstm); the images "
+            "Its authors publish only lists of images (twitter/meta-learning-lstm); the images "
             "are ImageNet's (image-net.org, under its terms)."
         )
 

@@ -61,7 +61,7 @@ def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Ar
         return {"x": array_of(data)}
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return _of_rows(data, target)
-    text = "give an array, columns by name, or a data set with a length"
+    text = "pass an array, columns by name, or a data set with a length"
     hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
     raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
 
@@ -74,7 +74,7 @@ def _check_class_labels(data: Any, columns: Mapping[str, Array]) -> None:
     for name, column in columns.items():
         classes = hasattr(features.get(name), "int2str") and column.dtype.kind in "if"
         if classes and (column < 0).any():
-            text = f"column {name!r} has rows without a label (-1): leave them out, by filter"
+            text = f"column {name!r} has rows without a label (-1): remove them with filter"
             raise ConfigError(("x", text))
 
 
@@ -122,7 +122,7 @@ def _of_rows(data: Any, target: str) -> dict[str, Array]:
     if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
         return {"x": array_of([row[0] for row in rows]), target: array_of([row[1] for row in rows])}
     if any(isinstance(row, tuple | Mapping) for row in rows):
-        raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x alone"))
+        raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x"))
     return {"x": array_of(rows)}
 
 
@@ -170,7 +170,7 @@ def array_of(values: Any) -> Array:
     if there.size and not isinstance(there[0], str):
         if not all(isinstance(one, int | float | np.number) for one in there):
             text = f"rows hold {', '.join(sorted({type(one).__name__ for one in there.flat}))}"
-            raise ConfigError(("x", f"{text}: give numbers, or texts for labels"))
+            raise ConfigError(("x", f"{text}: use numbers, or strings for labels"))
         values = [math.nan if lost else one for one, lost in zip(found.flat, gone.flat)]
         return np.array(values).reshape(found.shape)
     return found

@@ -53,7 +53,7 @@ class RealTables(SplitTask):
         if self.shots + self.queries > least:
             text = f"{self.shots} shots + {self.queries} queries are more than the {least}"
             text = f"{text} rows that the smallest class has in the split {split}"
-            raise ConfigError(("shots", f"{text}: ask for fewer"))
+            raise ConfigError(("shots", f"{text}: use fewer"))
         padded = min(of.count(number) for number in numbers) < self.ways
         spec = self.spec_of((WIDTH,), len(counts), padded=padded, **where)
         return RealTableSource(rows, counts, spec, digest, of, numbers)

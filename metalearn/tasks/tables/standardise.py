@@ -24,10 +24,10 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
 
     ConfigError for inputs that are no columns of numbers, and without a row."""
     if x.ndim != 2:
-        text = f"is for columns of numbers; x has rows of shape {list(x.shape[1:])}"
+        text = f"needs columns of numbers, but x has rows of shape {list(x.shape[1:])}"
         raise ConfigError(("standardise", text))
     if not len(rows):
-        raise ConfigError(("standardise", "needs rows of the training split, and there are none"))
+        raise ConfigError(("standardise", "needs rows of the training split, but it has none"))
     known = x[rows].astype(np.float64)
     means, deviations = known.mean(0), known.std(0)
     rounding = np.where(_is_float32(known), ROUNDING, ROUNDING_FLOAT64)
@@ -72,7 +72,7 @@ def moments_of(
     ConfigError where there is not one of each column."""
     found = given or moments(rows, training)
     if min(found[1], default=1) <= 0:
-        raise ConfigError((name, "must be means, and deviations above 0"))
+        raise ConfigError((name, "must be means, and standard deviations > 0"))
     if any((len(part),) != rows.shape[1:] for part in found):
         text = f"are of {len(found[0])} columns, and rows have {list(rows.shape[1:])}"
         raise ConfigError((name, text))

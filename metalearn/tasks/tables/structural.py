@@ -52,7 +52,7 @@ class Tables(GeneratedTask):
     def _check_columns(self) -> Tables:
         low, high = self.columns
         if not 1 <= low <= high <= self.width:
-            text = f"columns is [low, high] with 1 <= low <= high <= width {self.width}"
+            text = f"columns must be [low, high] with 1 <= low <= high <= width {self.width}"
             raise ValueError(f"{text} (got {list(self.columns)})")
         return self
 

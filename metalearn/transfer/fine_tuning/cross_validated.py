@@ -52,8 +52,8 @@ class FineTuneCrossValidated(FineTuneGrid):
 
     def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
         if spec.shots < 2:
-            text = f"is {spec.shots}, and {self.name} holds out one shot of each class and learns"
-            hint = "from another: give at least 2, or take fine_tune_ensemble, which holds out none"
+            text = f"is {spec.shots}, but {self.name} holds out one shot of each class and trains"
+            hint = "on the others: use at least 2, or fine_tune_ensemble, which holds out none"
             raise ConfigError(("task.shots", f"{text} {hint}"))
         losses = self._held_out(adaptation, spec)
         distance = [abs(body - 1) + abs(head - 1) for body, head in self.grid]

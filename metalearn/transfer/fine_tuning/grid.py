@@ -41,16 +41,16 @@ class FineTuneGrid(FineTune):
         for name in ("lr_factors", "head_lr_factors"):
             given = getattr(self, name) or ()
             if len(set(given)) < len(given):
-                raise ValueError(f"{name} are {list(given)}: a factor stands there twice")
+                raise ValueError(f"{name} must be different (got {list(given)})")
         if self.adapts == "head" and self.head_lr_factors is not None:
             raise ValueError(
-                "with adapts: head, lr_factors are those of the head: no head_lr_factors"
+                "with adapts: head, lr_factors apply to the head: omit head_lr_factors"
             )
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         if self.head_lr_factors is not None and not self.moves(learner)(WEIGHT):
-            text = "are given, and adapts leaves the head as it is: leave out one of the two"
+            text = "are set, but adapts does not include the head: omit one of the two"
             raise ConfigError(("method.head_lr_factors", text))
         return super().build(learner, spec, meta_steps)
 
