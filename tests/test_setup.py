@@ -205,7 +205,7 @@ def test_the_doctor_says_how_to_get_what_is_missing(
     assert found["torch"] == "missing"
     expected = ("wandb", "learn2learn", "compiler", "METALEARN_DATA", "data omniglot")
     assert {name: found[name] for name in expected} == dict.fromkeys(expected, "warning")
-    remedy = re.compile(r"pip install|make -B setup|metalearn data prepare|install g\+\+|make it")
+    remedy = re.compile(r"pip install|make -B setup|metalearn data prepare|install g\+\+|create it")
     assert [
         line for line in findings if line.state != "ok" and not remedy.search(line.sentence)
     ] == []
