@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ CHOICE = "architecture.json"  # what Method.prepare leaves in its folder: genoty
 FirstTasks = Callable[[int], tuple[Episode, Key]]  # count -> the first test tasks, keys of learning
 Acts = Literal["train", "adapt", "both"]
 Engine = Literal["all", "head", "body"] | None
+LONGEST_VALUE = 60  # characters of a value in a message
 
 
 class Component(BaseModel):
@@ -55,6 +57,12 @@ class Component(BaseModel):
         """When a field takes effect: at `train`, at `adapt` (on a new task), or at both."""
         extra = cls.model_fields[field].json_schema_extra
         return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"
+
+    @classmethod
+    def fixed_by_training(cls) -> tuple[str, ...]:
+        """Names of the fields that say what a trained network reads and predicts."""
+        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+        return tuple(n for n, e in extras.items() if isinstance(e, dict) and e.get("fixed"))
 
     def without_later(self, data: dict[str, Any]) -> dict[str, Any]:
         """`data`, made of this component, without the later fields that have their defaults."""
@@ -129,6 +137,30 @@ class TaskComponent(Component, ABC):
         """The task of a test, with what training on the resolved `trained` has fixed."""
         del trained
         return self
+
+    @property
+    def fixed_values(self) -> dict[str, Any]:
+        """The fields that a test must share with training, those that are in use."""
+        return {name: getattr(self, name) for name in self.fixed_by_training()}
+
+    def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
+        """Why a network trained on the resolved `trained` would misread these tasks.
+
+        (field, sentence) pairs; empty where the tasks are of another source."""
+        if type(self) is not type(trained):
+            return []
+        before, now = trained.fixed_values, self.fixed_values
+        why = "the network would get other numbers than it was trained on, or be asked for others"
+        return [
+            (name, f"is {_short(now[name])}, and in training {_short(before[name])}: {why}")
+            for name in now
+            if name in before and now[name] != before[name]
+        ]
+
+    @property
+    def input_names(self) -> tuple[str, ...] | None:
+        """Names of the columns of a table that are the inputs, in their order; None without."""
+        return None
 
     @property
     def pixels_in_unit(self) -> bool:
@@ -297,13 +329,26 @@ class OneOf:
             raise ValidationError.from_exception_data(error.title, lines) from None
 
 
+def _short(value: Any) -> str:
+    """A value of a field as a file has it, its beginning where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
+
+
 def option(
-    default: Any, sentence: str, *, acts: Acts = "both", later: bool = False, **limits: Any
+    default: Any,
+    sentence: str,
+    *,
+    acts: Acts = "both",
+    later: bool = False,
+    fixed_by_training: bool = False,
+    **limits: Any,
 ) -> Any:
     """Declare a field with its help text, its limits and the phase in which it takes effect.
 
     `later` marks a field that was added after schema 1: it enters a config's hash only if it
-    differs from its default.
+    differs from its default. `fixed_by_training` marks a field of a task that says what a network
+    reads or predicts: a test of the network must have the same value.
 
     >>> from typing import Literal
     >>> class Wide(ml.models.MLP):
@@ -312,5 +357,6 @@ def option(
     >>> Wide(factor=3).factor
     3
     """
-    extra: dict[str, Any] = {"acts": acts, "later": True} if later else {"acts": acts}
+    marks = {"later": later, "fixed": fixed_by_training}
+    extra: dict[str, Any] = {"acts": acts, **{name: True for name, on in marks.items() if on}}
     return Field(default, description=sentence, json_schema_extra=extra, **limits)

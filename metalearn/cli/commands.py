@@ -16,7 +16,7 @@ from metalearn.component import Component
 from metalearn.config import shipped
 from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
-from metalearn.config.misfits import choices_by_seen_classes
+from metalearn.config.misfits import choices_by_seen_classes, contradictions
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.plugins import LOSS_KIND, REPORT_KIND, load_entry_points
 from metalearn.config.registry import TABLES
@@ -195,8 +195,9 @@ def _check_settings(experiment: Experiment) -> None:
         text = "cannot be 'tuned' here: tuning happens during training; give a number of steps"
         raise ConfigError(("evaluate.headline_step", text))
     seen = choices_by_seen_classes(experiment)
-    if seen := [(place, text) for place, text in seen if place.startswith("evaluate")]:
-        raise ConfigError(*seen)
+    problems = [(place, text) for place, text in seen if place.startswith("evaluate")]
+    if problems := problems + contradictions(experiment):
+        raise ConfigError(*problems)
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:

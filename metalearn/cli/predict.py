@@ -27,7 +27,7 @@ def predict(
     run = load_run(run_dir)
     spec = run.method.spec
     task = run.config.test_task
-    known, target = getattr(task, "inputs", None), getattr(task, "target", None)
+    known, target = task.input_names, getattr(task, "target", None)
     group = getattr(task, "group", None)
     read = partial(read_examples, spec=spec, invert=invert, target=target, group=group)
     examples, queries = _examples(read, support, query, known)

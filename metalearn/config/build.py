@@ -11,7 +11,7 @@ import torch
 
 from metalearn.config.experiment import Experiment, once
 from metalearn.config.file import PYTHON
-from metalearn.config.misfits import choices_by_seen_classes, misfits
+from metalearn.config.misfits import choices_by_seen_classes, contradictions, misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
@@ -48,6 +48,7 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     if to_train:  # a finished run is opened wherever it is looked at
         problems.extend(misfits(experiment.run, device))
         problems.extend(choices_by_seen_classes(experiment))
+        problems.extend(contradictions(experiment))
 
     def source(component: Any, split: str, place: str) -> Any:
         try:

@@ -263,7 +263,7 @@ def _experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,
         task=(trained := task.resolve(0)),
-        test_task=test_task.resolve(0).after_training_on(trained),
+        test_task=test_task.after_training_on(trained).resolve(0),
         model=model,
         method=method,
         tune=tune,

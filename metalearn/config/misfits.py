@@ -53,6 +53,12 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
     return found
 
 
+def contradictions(experiment: Experiment) -> list[tuple[str, str]]:
+    """What the test tasks ask of the network that contradicts its training: (place, sentence)."""
+    found = experiment.test_task.contradictions(experiment.task)
+    return [(f"evaluate.task.{name}", text) for name, text in found]
+
+
 def _same_source(experiment: Experiment) -> bool:
     """Whether the test tasks are of a source that training draws from."""
     tested, trained = (

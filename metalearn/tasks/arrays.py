@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
@@ -19,22 +18,29 @@ from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import (
     found_inputs,
-    has_no_label,
     inputs_of,
     lacks,
     numbers,
-    of_text,
     read_columns,
 )
 from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import write_npz
+from metalearn.tasks.tables.columns import (
+    BY_FILE,
+    Array,
+    array_of,
+    by_class,
+    by_file,
+    check_lengths,
+    columns_of,
+    hash_of,
+    hold_out,
+    names_of,
+)
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
-from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.tasks.tables.standardise import Moments, check_scale, moments_of, standardise
 from metalearn.types import EpisodeSpec
-
-BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
 
 
 class Arrays(TaskComponent):
@@ -57,12 +63,17 @@ class Arrays(TaskComponent):
     source: Literal["arrays"] = option("arrays", "The task source.")
     path: str | None = option(None, "File of examples; null: data in memory.", min_length=1)
     inputs: tuple[str, ...] | None = option(
-        None, "Columns of the inputs; null: x if it exists, else all other columns.", min_length=1
+        None,
+        "Columns of the inputs; null: x if it exists, else all other columns.",
+        min_length=1,
+        fixed_by_training=True,
     )
     valid_path: str | None = option(None, "File of the validation rows.", min_length=1, later=True)
     test_path: str | None = option(None, "File of the test rows.", min_length=1, later=True)
     target: str | None = option(
-        "y", "Column of class labels, or of values; null: x is [classes, rows of each, *X]."
+        "y",
+        "Column of class labels, or of values; null: x is [classes, rows of each, *X].",
+        fixed_by_training=True,
     )
     group: str | None = option(None, "Column whose values are the tasks of a regression.")
     split: str | None = option(None, "Column of train, valid or test, constant per class.")
@@ -78,9 +89,13 @@ class Arrays(TaskComponent):
         "Standardise each input with its mean and standard deviation in the training split.",
         later=True,
         strict=True,
+        fixed_by_training=True,
     )
     moments: Moments | None = option(
-        None, "Means and standard deviations of inputs; null: of the training split.", later=True
+        None,
+        "Means and standard deviations of inputs; null: of the training split.",
+        later=True,
+        fixed_by_training=True,
     )
     standardise_targets: bool = option(
         False,
@@ -88,9 +103,13 @@ class Arrays(TaskComponent):
         "standard deviation, predictions in units of the data.",
         later=True,
         strict=True,
+        fixed_by_training=True,
     )
     target_moments: Moments | None = option(
-        None, "Means and standard deviations of targets; null: of the training split.", later=True
+        None,
+        "Means and standard deviations of targets; null: of the training split.",
+        later=True,
+        fixed_by_training=True,
     )
     data_sha256: str | None = option(None, "SHA-256 of in-memory data; set by Arrays(x, y).")
     _columns: Held | None = PrivateAttr(default=None)
@@ -113,7 +132,7 @@ class Arrays(TaskComponent):
                     columns[name], fields[name] = array_of(fields[name]), name
             if isinstance(x, Mapping) and "split" in columns and "split" not in x:
                 fields.setdefault("split", "split")
-            _check_lengths(columns)
+            check_lengths(columns)
             fields["data_sha256"] = hash_of(columns)
         super().__init__(**fields)
         if columns:
@@ -153,33 +172,37 @@ class Arrays(TaskComponent):
         columns = self._read()
         self._check_columns(columns)
         x = inputs_of(columns, self._inputs(columns), "inputs")
-        names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
+        names, place = np.unique(names_of(columns[self.group or self._target]), return_inverse=True)
         splits = self._split(columns, names, place)
         chosen = splits[split]
         self._check(names, np.bincount(place), chosen, split)
         order = np.concatenate([np.flatnonzero(place == n) for n in chosen])
         counts = [int((place == n).sum()) for n in chosen]
         y = self._values(columns) if self.group else None
-        spec = EpisodeSpec(
-            kind="regression" if self.group else "classification",
-            ways=1 if self.group else self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=x.shape[1:],
-            outputs=self.ways if y is None else y.shape[1],
-            num_classes=0 if self.group else len(chosen),
-            split=split,
-            dtype=dtype,
-            device=device,
-        )
+        spec = self._spec(x, y, len(chosen), split=split, dtype=dtype, device=device)
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
         of_x, of_y = self._moments_of(x, y, np.flatnonzero(np.isin(place, splits["train"])))
         rows = rows if of_x is None else standardise(rows.double(), of_x)
         if values is not None and of_y is not None:
             values = standardise(values.double(), of_y)
         check_scale(split, rows, values, dtype)
-        facts = {} if of_y is None else {"target_deviations": list(of_y[1])}
-        return RowSource(rows, values, counts, spec, self.data_sha256 or hash_of(columns), facts)
+        facts: dict[str, Any] = {} if of_y is None else {"target_deviations": list(of_y[1])}
+        if rows.dim() > 2 and any(columns[n].dtype == np.uint8 for n in self._inputs(columns)):
+            facts["pixels"] = "bytes divided by 255"
+        digest = hash_of(columns) if self.path or not self.data_sha256 else self.data_sha256
+        return RowSource(rows, values, counts, spec, digest, facts)
+
+    def _spec(self, x: Array, y: Array | None, chosen: int, **where: Any) -> EpisodeSpec:
+        return EpisodeSpec(
+            kind="regression" if self.group else "classification",
+            ways=1 if self.group else self.ways,
+            shots=self.shots,
+            queries=self.queries,
+            x_shape=x.shape[1:],
+            outputs=self.ways if y is None else y.shape[1],
+            num_classes=0 if self.group else chosen,
+            **where,
+        )
 
     def _moments_of(
         self, x: Array, y: Array | None, training: Array
@@ -192,17 +215,16 @@ class Arrays(TaskComponent):
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
-            return _by_class(self, dict(self._columns.value))
+            return by_class(dict(self._columns.value), self.target, self.group)
         if self.path is None:
             text = f"in-memory data (SHA-256 {str(self.data_sha256)[:12]}...)"
             raise ConfigError(("path", f"is null, but the run used {text}: pass the data again"))
         parts = {"train": self.path, "valid": self.valid_path, "test": self.test_path}
-        tables = {
-            split: _by_class(self, read_columns(Path(path).expanduser(), "path"))
-            for split, path in parts.items()
-            if path is not None
-        }
-        return tables["train"] if len(tables) == 1 else _by_file(tables)
+        tables = {split: self._table(path) for split, path in parts.items() if path is not None}
+        return tables["train"] if len(tables) == 1 else by_file(tables)
+
+    def _table(self, path: str) -> dict[str, Array]:
+        return by_class(read_columns(Path(path).expanduser(), "path"), self.target, self.group)
 
     def _check_columns(self, columns: dict[str, Array]) -> None:
         """ConfigError with every column that is named and not there, and for one class a task."""
@@ -240,7 +262,7 @@ class Arrays(TaskComponent):
         standardise inputs and targets."""
         found: dict[str, Any] = {}
         try:
-            if self.inputs is None and self.path is not None:
+            if self.inputs is None:
                 names = tuple(self._inputs(self._read()))
                 found |= {} if names == ("x",) else {"inputs": names}
             if self.changes_rows:
@@ -250,11 +272,32 @@ class Arrays(TaskComponent):
         return self.model_copy(update=found) if found else self
 
     def after_training_on(self, trained: TaskComponent) -> Arrays:
-        """Rows of the test are standardised as those of training were."""
-        known = {"moments": self.standardise, "target_moments": self.standardise_targets}
-        found = {name: getattr(trained, name, None) for name, on in known.items() if on}
-        found = {name: value for name, value in found.items() if value is not None}
+        """Rows of the test are read by the names and standardised by the moments of training."""
+        if not isinstance(trained, Arrays):
+            return self
+        names = ("inputs", "moments", "target_moments")
+        known = {name: getattr(trained, name) for name in names if getattr(self, name) is None}
+        found = {name: value for name, value in known.items() if value is not None}
         return self.model_copy(update=found) if found else self
+
+    def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
+        """Also a path that the test would not read."""
+        found, before = super().contradictions(trained), trained
+        if isinstance(before, Arrays) and self.path != before.path and self.test_path is not None:
+            text = f"is another file, and test rows are read from test_path, {self.test_path}"
+            found += [("path", f"{text}: change that")] * (self.test_path == before.test_path)
+        return found
+
+    @property
+    def fixed_values(self) -> dict[str, Any]:
+        """Classes of another column are new tasks, values of another column are not."""
+        unused = set() if self.group else {"target"}
+        found = super().fixed_values.items()
+        return {name: value for name, value in found if name not in unused and value is not None}
+
+    @property
+    def input_names(self) -> tuple[str, ...] | None:
+        return None if self.inputs == ("x",) else self.inputs
 
     @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -273,7 +316,7 @@ class Arrays(TaskComponent):
         """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
         self._check_columns(columns)
-        names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
+        names, place = np.unique(names_of(columns[self.group or self._target]), return_inverse=True)
         rows = np.isin(place, self._split(columns, names, place)["train"])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None
@@ -305,17 +348,7 @@ class Arrays(TaskComponent):
             raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
         of = [column[place == k][0] for k in range(len(names))]
         chosen = {split: [k for k, name in enumerate(of) if name == split] for split in SPLITS}
-        return chosen if chosen["valid"] else self._hold_out(chosen)
-
-    def _hold_out(self, chosen: dict[str, list[int]]) -> dict[str, list[int]]:
-        """A tenth of the training classes or groups for validation, by `split_seed`."""
-        train = chosen["train"]
-        if len(train) < 2:
-            return chosen
-        order = rng.permutation(rng.fold_in(self.split_seed, "arrays"), len(train)).tolist()
-        held = {train[k] for k in order[: -(-len(train) // 10)]}
-        kept = [k for k in train if k not in held]
-        return {**chosen, "train": kept, "valid": sorted(held)}
+        return chosen if chosen["valid"] else hold_out(chosen, self.split_seed)
 
     @property
     def _target(self) -> str:
@@ -347,52 +380,3 @@ class Arrays(TaskComponent):
             problems.append(("shots", text))
         if problems:
             raise ConfigError(*problems)
-
-
-def _names(column: Array) -> Array:
-    """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
-    column = column.reshape(len(column)) if column.size == len(column) else column
-    if column.ndim > 1:
-        text = f"names the tasks and must be one column (got {list(column.shape)})"
-        text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
-        raise ConfigError(("target", text))
-    if (gone := np.flatnonzero(has_no_label(column))).size:
-        text = "has no label" if str(column[gone[0]]).strip() else "is empty"
-        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
-        raise ConfigError(("target", text))
-    if np.issubdtype(column.dtype, np.floating):
-        if not np.isfinite(column).all():
-            raise ConfigError(("target", "contains labels that are not finite"))
-        if (column == np.round(column)).all() and np.abs(column).max() < 2**53:
-            column = column.astype(np.int64)
-    names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
-    return np.array(names)
-
-
-def _by_class(task: Arrays, columns: dict[str, Array]) -> dict[str, Array]:
-    """Rows of x [classes, rows of each, *X] where there is no target; else as they are."""
-    if task.target is not None:
-        return columns
-    x = columns.get("x")
-    if x is None or x.ndim < 3 or task.group:
-        text = "null means that x is [classes, rows of each, *X], and x is"
-        raise ConfigError(("target", f"{text} {None if x is None else list(x.shape)}"))
-    labels = np.repeat(np.arange(len(x)), x.shape[1])
-    return {"x": x.reshape(-1, *x.shape[2:]), "y": labels}
-
-
-def _by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
-    """The rows of several files with a column of splits."""
-    names = [list(table) for table in tables.values()]
-    if any(set(one) != set(names[0]) for one in names):
-        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
-        raise ConfigError(("path", f"the files have different columns: {listed}"))
-    lengths = [len(next(iter(table.values()))) for table in tables.values()]
-    joined = {name: np.concatenate([t[name] for t in tables.values()]) for name in names[0]}
-    return {**joined, BY_FILE: np.repeat(list(tables), lengths)}
-
-
-def _check_lengths(columns: dict[str, Array]) -> None:
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ConfigError(("x", f"columns have unequal lengths: {lengths}"))

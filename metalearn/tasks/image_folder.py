@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import field_validator
 
-from metalearn.component import option
+from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks import images
 from metalearn.tasks.folders.decode import decode_images, decoded
@@ -49,9 +49,12 @@ class ImageFolder(images.ImageTask):
         "Height and width in pixels; null: 28 for grey, as Omniglot, and 84 for colour, as "
         "miniImageNet.",
         ge=4,
+        fixed_by_training=True,
     )
     invert: bool = option(
-        False, "Invert the images (for dark ink on a light background), so that ink is bright."
+        False,
+        "Invert the images (for dark ink on a light background), so that ink is bright.",
+        fixed_by_training=True,
     )
     split_file: str | None = option(
         None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}.'
@@ -91,6 +94,17 @@ class ImageFolder(images.ImageTask):
     def resolve(self, seed: int) -> ImageFolder:
         """The task with an explicit split seed, for a resolved config."""
         return self if self.split_seed is not None else self.model_copy(update={"split_seed": seed})
+
+    @property
+    def fixed_values(self) -> dict[str, Any]:
+        """With the size that null stands for."""
+        return {**super().fixed_values, "size": self.pixels}
+
+    def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
+        """Another folder may have ink of another colour."""
+        found = super().contradictions(trained)
+        other = isinstance(trained, ImageFolder) and trained.path != self.path
+        return [(name, text) for name, text in found if not (other and name == "invert")]
 
     @property
     def pixels(self) -> int:

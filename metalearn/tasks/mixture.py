@@ -103,6 +103,18 @@ class Mixture(TaskComponent):
             sections.append({**made.model_dump(mode="json"), **label})
         return self.model_copy(update={"sources": tuple(sections)})
 
+    def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
+        """Those of the sources that both have, by label."""
+        if not isinstance(trained, Mixture):
+            return []
+        before = dict(zip(trained.labels, trained.sources, strict=True))
+        return [
+            (f"sources.{number}.{name}", text)
+            for number, (label, section) in enumerate(zip(self.labels, self.sources, strict=True))
+            if label in before
+            for name, text in _component(section).contradictions(_component(before[label]))
+        ]
+
     def build(
         self,
         split: str = "train",

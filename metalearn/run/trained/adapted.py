@@ -44,6 +44,7 @@ class AdaptedTask:
     flat: bool = False  # values were given as [B], without an axis of outputs
     moments: Moments | None = None  # of the values, where the method learned standardised ones
     pixels: bool = False  # inputs are images in 0..1
+    names: tuple[str, ...] | None = None  # of the inputs, where they are columns of a table
 
     def __repr__(self) -> str:
         """What was learned from, without tensors."""
@@ -54,6 +55,7 @@ class AdaptedTask:
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
         integers, change = self.learner.integers, self.transform
+        check_columns(getattr(x, "columns", None), self.names)
         query_x = inputs(x, self.method.spec, integers, change, self.pixels)
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
@@ -180,6 +182,19 @@ def _spec_of(spec: EpisodeSpec, classes: Any, y: Tensor) -> EpisodeSpec:
     return replace(spec, ways=len(classes), outputs=len(classes), shots=shots)
 
 
+def check_columns(given: Any, names: tuple[str, ...] | None) -> None:
+    """ConfigError for a DataFrame whose columns are not those of training, in their order.
+
+    Columns that are numbered are not named."""
+    if given is None or names is None or list(given) == list(names):
+        return
+    if not all(isinstance(name, str) for name in given):
+        return
+    listed = ", ".join(given)
+    text = f"has the columns {listed}, and the run was trained on {', '.join(names)}: give "
+    raise ConfigError(("x", f"{text}x[{list(names)}]"))
+
+
 def inputs(
     x: Any,
     spec: EpisodeSpec,
@@ -192,7 +207,7 @@ def inputs(
     if tuple(values.shape[1:]) != tuple(spec.x_shape) or not len(values):
         text = f"must have shape [B, {', '.join(map(str, spec.x_shape))}], B >= 1"
         raise ConfigError(("x", f"{text} (got {list(values.shape)})"))
-    if values.dtype == torch.uint8 and len(spec.x_shape) == 3:
+    if values.dtype == torch.uint8 and len(spec.x_shape) > 1:
         raise ConfigError(("x", "images must be floats in 0..1, ink bright; got bytes"))
     if integers and not pixels and transform is None and not values.is_floating_point():
         return values.to(spec.device, torch.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.run.trained.adapted import AdaptedTask, refuse_alike
+from metalearn.run.trained.adapted import AdaptedTask, check_columns, refuse_alike
 from metalearn.run.trained.load import load_run
 
 try:
@@ -42,6 +42,9 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         if kind != wanted:
             other = "FewShotRegressor" if kind == "regression" else "FewShotClassifier"
             raise ConfigError(("run", f"was trained for {kind}: use {other}"))
+        task = getattr(getattr(self.run_, "config", None), "test_task", None)
+        names = getattr(self, "feature_names_in_", None)
+        check_columns(names, getattr(task, "input_names", None))
         self._examples = (x, y)
         self.task_: AdaptedTask = self.run_.adapt(self._shaped(x), y, self.steps, self.seed)
 

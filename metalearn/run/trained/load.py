@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from metalearn.report.run_figures import TestedRun
 from metalearn.results import records
 from metalearn.rng import fold_in
 from metalearn.run.directory import check_weights, recorded_tasks, stored_experiment
-from metalearn.run.trained.adapted import AdaptedTask, adapt_task
+from metalearn.run.trained.adapted import AdaptedTask, adapt_task, check_columns
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
 from metalearn.storage.schema import read_result
@@ -47,8 +47,12 @@ class LoadedRun(TestedRun):
             return learner_and_method(config, spec)
 
         task = config.test_task
-        changes = task.transform, task.target_moments_used, task.pixels_in_unit
-        return adapt_task(build, self.state.meta, spec, x, y, steps, seed, *changes)
+        check_columns(getattr(x, "columns", None), task.input_names)
+        facts = recorded_tasks(self.folder).get("test", {}).get("facts", {})
+        pixels = task.pixels_in_unit or "pixels" in facts  # of bytes, which were divided by 255
+        changes = task.transform, task.target_moments_used, pixels
+        learned = adapt_task(build, self.state.meta, spec, x, y, steps, seed, *changes)
+        return replace(learned, names=task.input_names)
 
     def record(self) -> records.Run:
         """The files of the run; ConfigError where it is not finished."""

@@ -49,7 +49,7 @@ class Icons(images.ImageTask):
     """
 
     source: Literal["icons"] = option("icons", "The task source.")
-    size: Literal[28, 64] = option(28, "Height and width in pixels.")
+    size: Literal[28, 64] = option(28, "Height and width in pixels.", fixed_by_training=True)
     designers: Literal["all", "unseen"] = option(
         "all",
         "Designers of query images: all, or (validation and test) only designers who "

@@ -28,7 +28,7 @@ class PublishedFolder(images.ImageTask):
     path: str | None = option(
         None, "Folder or archive of the images; null: the source's name in METALEARN_DATA."
     )
-    size: int = option(84, "Height and width in pixels.", ge=16)
+    size: int = option(84, "Height and width in pixels.", ge=16, fixed_by_training=True)
 
     @property
     @abstractmethod

@@ -49,7 +49,9 @@ class Spectra(SplitTask):
     shots: int = option(5, "K, bands in the support set.", ge=1)
     queries: int = option(50, "Q, bands in the query set.", ge=0)
     standardise: bool = option(
-        True, "Standardise the targets to mean 0 and standard deviation 1 over the training curves."
+        True,
+        "Standardise the targets to mean 0 and standard deviation 1 over the training curves.",
+        fixed_by_training=True,
     )
 
     def source_of(self, **where: Any) -> SpectraSource:

@@ -60,10 +60,14 @@ class Tides(SplitTask):
         "the rest of the world.",
     )
     inputs: Literal["time", "harmonics"] = option(
-        "time", "Inputs: the time [1], or cos and sin at the known speeds [42]."
+        "time",
+        "Inputs: the time [1], or cos and sin at the known speeds [42].",
+        fixed_by_training=True,
     )
     scale: Literal["unit", "metres"] = option(
-        "unit", "Heights divided by the root mean square of the station, or in metres."
+        "unit",
+        "Heights divided by the root mean square of the station, or in metres.",
+        fixed_by_training=True,
     )
 
     def source_of(self, **where: Any) -> TideSource:

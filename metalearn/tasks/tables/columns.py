@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from metalearn import rng
 from metalearn.errors import ConfigError
-from metalearn.storage.columns import by_field, dense, is_missing, stacked
+from metalearn.storage.columns import (
+    by_field,
+    dense,
+    has_no_label,
+    is_missing,
+    of_text,
+    stacked,
+)
 
 Array = npt.NDArray[Any]
+BY_FILE = "split by file"  # the column that files of one split each make
 COLOUR_SPACES = ("HSV", "LAB", "YCbCr")  # of images, whose channels are read as they are
 SPLITS = {
     "train": "train",
@@ -198,3 +208,63 @@ def hash_of(columns: Mapping[str, Array]) -> str:
         digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
         digest.update(column.tobytes())
     return digest.hexdigest()
+
+
+def names_of(column: Array) -> Array:
+    """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
+    column = column.reshape(len(column)) if column.size == len(column) else column
+    if column.ndim > 1:
+        text = f"names the tasks and must be one column (got {list(column.shape)})"
+        text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
+        raise ConfigError(("target", text))
+    if (gone := np.flatnonzero(has_no_label(column))).size:
+        text = "has no label" if str(column[gone[0]]).strip() else "is empty"
+        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
+        raise ConfigError(("target", text))
+    if np.issubdtype(column.dtype, np.floating):
+        if not np.isfinite(column).all():
+            raise ConfigError(("target", "contains labels that are not finite"))
+        if (column == np.round(column)).all() and np.abs(column).max() < 2**53:
+            column = column.astype(np.int64)
+    names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
+    return np.array(names)
+
+
+def by_class(columns: dict[str, Array], target: str | None, group: str | None) -> dict[str, Array]:
+    """Rows of x [classes, rows of each, *X] where there is no target; else as they are."""
+    if target is not None:
+        return columns
+    x = columns.get("x")
+    if x is None or x.ndim < 3 or group:
+        text = "null means that x is [classes, rows of each, *X], and x is"
+        raise ConfigError(("target", f"{text} {None if x is None else list(x.shape)}"))
+    labels = np.repeat(np.arange(len(x)), x.shape[1])
+    return {"x": x.reshape(-1, *x.shape[2:]), "y": labels}
+
+
+def by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
+    """The rows of several files with a column of splits."""
+    names = [list(table) for table in tables.values()]
+    if any(set(one) != set(names[0]) for one in names):
+        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
+        raise ConfigError(("path", f"the files have different columns: {listed}"))
+    lengths = [len(next(iter(table.values()))) for table in tables.values()]
+    joined = {name: np.concatenate([t[name] for t in tables.values()]) for name in names[0]}
+    return {**joined, BY_FILE: np.repeat(list(tables), lengths)}
+
+
+def check_lengths(columns: dict[str, Array]) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(("x", f"columns have unequal lengths: {lengths}"))
+
+
+def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
+    """A tenth of the training classes or groups for validation, by a split seed."""
+    train = chosen["train"]
+    if len(train) < 2:
+        return chosen
+    order = rng.permutation(rng.fold_in(seed, "arrays"), len(train)).tolist()
+    held = {train[k] for k in order[: -(-len(train) // 10)]}
+    kept = [k for k in train if k not in held]
+    return {**chosen, "train": kept, "valid": sorted(held)}
