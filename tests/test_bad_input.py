@@ -49,7 +49,8 @@ def own(images: Path, **task: Any) -> dict[str, Any]:
     }
     evaluate = {"episodes": 4, "steps": [0, 1]}
     model = {"name": "conv4", "filters": 4}
-    return {"task": values, "model": model, "run": run, "evaluate": evaluate}
+    sections = {"task": values, "model": model, "run": run, "evaluate": evaluate}
+    return {**sections, "method": {"name": "maml"}}
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +178,12 @@ def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) 
     both = own(images)
     both["evaluate"]["task"] = {"ways": 5, "shots": 9}
     bad(metalearn, both, "evaluate.task.ways", "evaluate.task.shots")
-    bad(metalearn, GLYPHS, "task.ways", "task.shots", overrides=("task.ways=5000", "task.shots=50"))
+    glyphs = {**GLYPHS, "method": {"name": "maml"}}
+    bad(metalearn, glyphs, "task.ways", "task.shots", overrides=("task.ways=5000", "task.shots=50"))
 
 
 def test_data_that_are_not_there(metalearn: Commands, images: Path) -> None:
-    omniglot = {**GLYPHS, "task": {"source": "omniglot", "ways": 2}}
+    omniglot = {"task": {"source": "omniglot", "ways": 2}, "method": {"name": "maml"}}
     data = str(metalearn.folder / "data")
     bad(metalearn, omniglot, "omniglot28.npz", data, "metalearn data prepare omniglot")
     folder = metalearn.folder / "data"

@@ -12,6 +12,7 @@ from commandline import sinusoid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import metalearn as ml
 from metalearn.config.experiment import Experiment, load, parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import METHODS
@@ -190,6 +191,21 @@ def test_one_error_and_its_hint(override: str, place: str, hint: str) -> None:
     problems = problems_of(sinusoid(), override)
     assert any(where == place and hint in text for where, text in problems), problems
     assert len(problems) == 1, problems
+
+
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [({}, "method"), ({"method": {"inner_lr": 1}}, "method"), ({"methods": [{}]}, "methods.0")],
+)
+def test_a_file_names_its_method(tmp_path: Path, method: dict[str, Any], place: str) -> None:
+    data = {**sinusoid(method=None), **method}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=rf"{place}: has no name: .* such as name: maml"):
+        load(str(tmp_path / "own.yaml"))
+    with pytest.raises(ConfigError, match="has no name"):
+        ml.experiment(data) if place == "method" else ml.compare(data, out=tmp_path / "none")
+    if place == "method":
+        assert load(str(tmp_path / "own.yaml"), ["method.name=maml"]).experiments
 
 
 def test_one_seed_needs_no_list() -> None:

@@ -124,7 +124,8 @@ def test_without_names_data_that_are_absent_are_left_out(
     options = {"published": {"value": 1.0, "reduced": "3 steps"}, "run": {"meta_steps": 3}}
     good = load(str(write(tmp_path, "good", sinusoid(experiment="good", **options))))
     task = {"source": "mini_imagenet", "path": "nowhere"}
-    absent = {"experiment": "absent", "task": task, "published": {"value": 0.5}}
+    absent: dict[str, Any] = {"experiment": "absent", "task": task, "published": {"value": 0.5}}
+    absent["method"] = {"name": "maml"}
     plans = [load(str(write(tmp_path, "absent", absent))), good]
     monkeypatch.setattr(reproduce_module, "published_plans", lambda names: plans)
     rows = reproduce([], tmp_path / "all")

@@ -49,7 +49,7 @@ def _parse_mapping(mapping: Mapping[str, Any], overrides: Sequence[str]) -> Plan
     load_plugins(data.get("plugins") or ())
     load_entry_points()
     data, notes = apply_overrides(data, overrides)
-    return parse(data, notes=tuple(notes))
+    return parse(data, notes=tuple(notes), require_method=True)
 
 
 def reject_sections(source: Any, *others: Any) -> None:

@@ -24,6 +24,7 @@ from metalearn.config.file import (
     Search,
     label_of,
     loss_problems,
+    method_problems,
     parse_entry,
 )
 from metalearn.config.overrides import apply_overrides
@@ -174,7 +175,8 @@ def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> P
     load_entry_points()
     data, notes = apply_overrides(data, overrides)
     try:
-        return parse(data, default_name=path.stem, notes=tuple(notes), file=str(path))
+        name = path.stem
+        return parse(data, name, tuple(notes), str(path), require_method=True)
     except ConfigError as error:
         places = [f"{path}: {place}" if place else str(path) for place, _ in error.problems]
         texts = [text for _, text in error.problems]
@@ -186,9 +188,13 @@ def parse(
     default_name: str = "experiment",
     notes: tuple[str, ...] = (),
     file: str = "",
+    *,
+    require_method: bool = False,
 ) -> Plan:
-    """The plan of a mapping; raises ConfigError with every problem."""
-    problems: Problems = []
+    """The plan of a mapping; raises ConfigError with every problem.
+
+    `require_method`: a mapping without a method is a problem, not MAML."""
+    problems: Problems = method_problems(data) if require_method else []
     made = partly_validated(File, {"experiment": default_name, **data}, "", problems)
     problems.extend(loss_problems(made.loss))
     comparison = "methods" in data

@@ -38,6 +38,21 @@ def loss_problems(name: str | None) -> Problems:
     return []
 
 
+def method_problems(data: dict[str, Any]) -> Problems:
+    """Methods of a file without a name; nothing is known here of what is no mapping."""
+    several, one = data.get("methods"), data.get("method")
+    items = several if isinstance(several, list) else []
+    found = [f"methods.{n}" for n, item in enumerate(items) if _is_nameless(item)]
+    if several is None and (not one or _is_nameless(one)):
+        found = ["method"]
+    text = f"has no name: a file says which method it is for, such as name: {DEFAULT_METHOD}"
+    return [(place, f"{text} (metalearn list methods)") for place in found]
+
+
+def _is_nameless(item: Any) -> bool:
+    return isinstance(item, dict) and "name" not in item
+
+
 def label_of(item: dict[str, Any]) -> str:
     """The label of an item of `methods`: its own, else its name."""
     return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
