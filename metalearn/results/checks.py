@@ -24,6 +24,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
         _check_same_task(runs),
         _check_same_episodes(runs),
         *_check_new_classes(runs),
+        *_check_new_rows(runs),
         *_check_pools(runs),
         _check_same_normalisation(groups),
         _check_chance(runs),
@@ -112,6 +113,15 @@ def _check_new_classes(runs: Sequence[Run]) -> list[Check]:
     same = {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
     text = f"test tasks have the training classes, with new images: {', '.join(sorted(same))}"
     return [Check("test classes are new", False, text)] if same else []
+
+
+def _check_new_rows(runs: Sequence[Run]) -> list[Check]:
+    """Return a check that fails if rows of the test are rows of training; no check if none are."""
+    counts = [(run.result.get("facts") or {}).get("test_rows_in_training") or 0 for run in runs]
+    if not (most := max(counts, default=0)):
+        return []
+    text = f"{most} rows of the test split are in the training split as well"
+    return [Check("test rows are new", False, text)]
 
 
 def _check_pools(runs: Sequence[Run]) -> list[Check]:

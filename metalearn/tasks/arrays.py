@@ -38,6 +38,7 @@ from metalearn.tasks.tables.columns import (
     names_of,
 )
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
+from metalearn.tasks.tables.repeats import check_varies, repeats
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.tasks.tables.standardise import Moments, check_scale, moments_of, standardise
 from metalearn.types import EpisodeSpec
@@ -189,6 +190,8 @@ class Arrays(TaskComponent):
         facts: dict[str, Any] = {} if of_y is None else {"target_deviations": list(of_y[1])}
         if rows.dim() > 2 and any(columns[n].dtype == np.uint8 for n in self._inputs(columns)):
             facts["pixels"] = "bytes divided by 255"
+        if split == "train":
+            facts |= self._checked_rows(x, y, place, splits)
         digest = hash_of(columns) if self.path or not self.data_sha256 else self.data_sha256
         return RowSource(rows, values, counts, spec, digest, facts)
 
@@ -203,6 +206,15 @@ class Arrays(TaskComponent):
             num_classes=0 if self.group else chosen,
             **where,
         )
+
+    def _checked_rows(
+        self, x: Array, y: Array | None, place: Array, splits: dict[str, list[int]]
+    ) -> dict[str, int]:
+        """Facts of repeated rows; ConfigError where there is nothing to predict."""
+        train, test = (np.isin(place, splits[name]) for name in ("train", "test"))
+        if y is not None:
+            check_varies(y, train, self._target)
+        return repeats(x, y, place, train, test)
 
     def _moments_of(
         self, x: Array, y: Array | None, training: Array

@@ -1,0 +1,72 @@
+"""Rows that are in a table more than once, and values that are the same in all rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalearn.errors import ConfigError
+from metalearn.logger import warn_once
+
+Rows = NDArray[np.bool_]
+
+
+def repeats(
+    x: NDArray[Any], y: NDArray[Any] | None, place: NDArray[Any], train: Rows, test: Rows
+) -> dict[str, int]:
+    """Numbers of rows of x [R, *X] that are there again, for `facts`; what is 0 is left out.
+
+    place [R] is the class of each row; with values y [R, C] its group, and rows are equal where
+    their values are, too. `rows_in_several`: in another class or group as well; `rows_repeated`:
+    beyond the first in their own; `test_rows_in_training`. train, test [R]: rows of these splits.
+    Warnings, once, of the first two."""
+    flat = _flat(x, y)
+    keys = np.fromiter((hash(row.tobytes()) for row in flat), np.int64, len(flat))
+    which = np.unique(keys, return_inverse=True)[1]  # [R], a number of each different row
+    pairs = np.unique(which * (place.max() + 1) + place)  # of a row and a class or group
+    places = np.bincount(pairs // (place.max() + 1))  # of each different row
+    found = {
+        "rows_in_several": int((places[which] > 1).sum()),
+        "rows_repeated": len(x) - len(pairs),
+        "test_rows_in_training": int(np.isin(which[test], which[train]).sum()),
+    }
+    found = {name: count for name, count in found.items() if count}
+    _warn(found, len(x), y is not None)
+    return found
+
+
+def _flat(x: NDArray[Any], y: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Rows [R, F] whose bytes are the same where they are equal."""
+    parts = [part.reshape(len(part), -1) for part in (x, y) if part is not None]
+    return np.concatenate(parts, 1, dtype=np.float64) + 0.0  # -0 becomes 0
+
+
+def _warn(found: dict[str, int], rows: int, values: bool) -> None:
+    kind, same = ("group", "inputs and values") if values else ("class", "inputs")
+    several, again = (found.get(name, 0) for name in ("rows_in_several", "rows_repeated"))
+    if several:
+        shared = found.get("test_rows_in_training", 0)
+        both = f", {shared} of them test rows that are in training" if shared else ""
+        text = f"{several} of {rows} rows have the same {same} as a row of another {kind}{both}"
+        warn_once(f"task: {text}: leave out what is there by mistake")
+    if again:
+        text = f"{again} of {rows} rows have the same {same} as another of their {kind}"
+        warn_once(f"task: {text}, so that a query may be a row of the support set")
+
+
+def check_varies(y: NDArray[Any], train: Rows, name: str) -> None:
+    """ConfigError where values y [R, C] are the same in all training rows.
+
+    A warning, once, where some of their columns are. `name` is the column's in the file."""
+    known = y[train]
+    if len(known) < 2:
+        return
+    constant = np.flatnonzero((known == known[0]).all(0)).tolist()
+    if constant and len(constant) == y.shape[1]:
+        text = f"{name!r} is {known[0, 0]:.6g} in all {len(known)} rows of the training split"
+        raise ConfigError(("target", f"{text}, so that there is nothing to predict"))
+    if constant:
+        text = f"task: output {constant[0] + 1} of {name!r} is {known[0, constant[0]]:.6g} in all"
+        warn_once(f"{text} rows of the training split")
