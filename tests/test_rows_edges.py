@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from metalearn.errors import ConfigError
+from metalearn.logger import warn_once
 from metalearn.rng import fold_in
+from metalearn.storage.columns import read_columns
 from metalearn.tasks import Arrays
 
 KEY = fold_in(17, "edges of rows")
@@ -50,6 +52,11 @@ class Labelled:
         return 60
 
 
+def labels(first: str, others: str) -> list[str]:
+    """Labels of 12 classes, of which the first row of one is written otherwise."""
+    return [first, *[others] * 4, *Y[5:].tolist()]
+
+
 MISSING = np.where(np.arange(60) == 3, "nan", Y)
 
 
@@ -60,7 +67,11 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
         ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
         ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: pass \.to_dense"),
         ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),
-        ((X, [*Y[:30].tolist(), *range(30)]), {"target": "y"}, "ways|shots"),
+        (
+            (X, [*Y[:30].tolist(), *range(30)]),
+            {"target": "y"},
+            "target: mixes strings with numbers",
+        ),
         ((X * 1e39, Y), {}, r"inputs: hold \d\.\d+e\+39, which float32 has no number for"),
         ((X, X * 1e39), {"group": Y}, "targets: hold"),
         (({"a": X[:, 0], "y": Y},), {"inputs": ("a", "y")}, "inputs: 'y' is the target"),
@@ -69,6 +80,11 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
         ((Labelled(-1),), {"target": "label"}, r"rows without a label \(-1\)"),
         ((Labelled(-1, np.array),), {"target": "label"}, r"rows without a label \(-1\)"),
         ((Labelled(-1, torch.tensor),), {"target": "label"}, r"rows without a label \(-1\)"),
+        ((X, labels("1.0", "1")), {}, r"'1' and '1\.0': use one spelling"),
+        ((X, labels("New\u00a0York", "New York")), {}, r"'New York' and 'New\\xa0York'"),
+        ((X, labels("\ufeffa", "a")), {}, r"'a' and '\\ufeffa'"),
+        ((X, 2.0**60 + np.arange(60) // 5), {}, "target: contains 1152921504606846976, a float of"),
+        (({"a": ["1_0", *"123456" * 9, *"12345"], "y": Y},), {}, "row 1 contains '1_0'"),
         (([Image.new("F", (8, 8))] * 60, Y), {}, "x: holds an image of mode F: 32-bit"),
         (
             ([Image.new("L", (8, 8)), *[Image.new("RGB", (8, 8))] * 59], Y),
@@ -153,6 +169,41 @@ def test_a_gap_does_not_hide_a_column_of_text() -> None:
 
 def test_values_of_several_axes_are_refused_instead_of_flattened() -> None:
     groups = np.arange(60) // 5
-    assert build(X, np.zeros((60, 6)), group=groups).spec.outputs == 6
+    assert build(X, np.eye(60)[:, :6], group=groups).spec.outputs == 6
     with pytest.raises(ConfigError, match=r"y: has shape \[60, 2, 3\]: regression targets must be"):
         build(X, np.zeros((60, 2, 3)), group=groups)
+
+
+def test_minus_zero_is_no_group_of_its_own() -> None:
+    group = np.where(np.arange(60) < 20, 0.5, np.where(np.arange(60) % 2 == 0, -0.0, 0.0))
+    assert build(X, X[:, 0], group=group, fractions=(1, 0, 0)).groups == 2
+
+
+def test_a_label_that_may_stand_for_none_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    build(X, labels("NA", "NA"))
+    assert "the label 'NA' is a class or group as any other: leave its rows out" in caplog.text
+
+
+def test_texts_in_memory_have_a_hash_of_their_content() -> None:
+    """An array of objects holds addresses, which differ from process to process."""
+    one, two = (np.array([str(name) + mark for name in Y], dtype=object) for mark in ("", " "))
+    again = np.array(["".join(list(name)) for name in Y], dtype=object)
+    known = {Arrays(X, y, **SMALL).data_sha256 for y in (one, again)}
+    assert len(known) == 1 and Arrays(X, two, **SMALL).data_sha256 not in known
+
+
+def test_quotes_after_a_space_and_lone_values_of_an_archive(tmp_path: Path) -> None:
+    rows = [f'{n / 2}, {n % 7}, "{Y[n]}, at sea"' for n in range(60)]
+    (tmp_path / "spaced.csv").write_text("\r\n".join(["a, b, y", *rows]))
+    assert read_columns(tmp_path / "spaced.csv", "path")["y"][7] == "c01, at sea"
+    np.savez(tmp_path / "rows.npz", x=X, y=Y, version=np.array(3))
+    with pytest.raises(ConfigError, match="contains 'version', a single value"):
+        build(tmp_path / "rows.npz")
+
+
+def test_rows_of_a_path_have_the_hash_of_their_file(tmp_path: Path) -> None:
+    held = Arrays(X, Y, **SMALL)
+    np.savez(tmp_path / "rows.npz", x=X + 1, y=Y)
+    other = Arrays(**{**held.model_dump(), "path": str(tmp_path / "rows.npz")}).build()
+    assert other.data_sha256 == Arrays(X + 1, Y, **SMALL).data_sha256 != held.data_sha256

@@ -21,6 +21,8 @@ from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
 GAPS = "remove rows with missing values, or fill them in"
+INVISIBLE = "[\u200b\u2060\ufeff]"  # zero width: joiners, and the byte order mark
+EXACT = 2**53  # whole numbers from here on are rounded as float64
 NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
 
 
@@ -37,6 +39,9 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     if path.suffix.lower() not in readers:
         raise ConfigError((place, f"{path} must end with one of {', '.join(readers)}"))
     found = readers[path.suffix.lower()](path, place)
+    if single := [name for name, column in found.items() if not column.ndim]:
+        text = f"{path} contains {single[0]!r}, a single value and not a column: remove it"
+        raise ConfigError((place, text))
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError((place, f"{path} has columns of unequal length: {lengths}"))
@@ -59,6 +64,8 @@ def numbers(column: Array, name: str, place: str) -> Array:
         column = stacked(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
             raise TypeError(f"got {column.dtype}")
+        if column.dtype.kind in "OUS" and (np.char.find(column.astype(str), "_") >= 0).any():
+            raise ValueError("a text with an underscore")  # which Python reads as a number
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
         text = f"column {name!r} must contain numbers "
@@ -156,14 +163,23 @@ def of_text(label: Any) -> str:
 
 
 def alike(names: Sequence[str]) -> str:
-    """Two names that differ in spaces around them or in Unicode form alone; empty without any."""
+    """Two names that differ in spaces, Unicode form or `.0` alone; empty without any."""
     seen: dict[str, str] = {}
     for name in names:
         name = str(name)  # of numpy
-        other = seen.setdefault(unicodedata.normalize("NFC", name.strip()), name)
+        plain = unicodedata.normalize("NFC", re.sub(INVISIBLE, "", " ".join(name.split())))
+        other = seen.setdefault(re.sub(r"^([+-]?\d+)\.0*$", r"\1", plain), name)
         if other != name:
             return f"{other!r} and {name!r}"
     return ""
+
+
+def refuse_rounded(labels: Any, place: str) -> None:
+    """ConfigError for labels that are floats beyond what float64 counts one by one."""
+    given = np.asarray(labels)
+    if given.dtype.kind == "f" and given.size and np.abs(given).max() >= EXACT:
+        text = f"contains {given.flat[np.abs(given).argmax()]:.0f}, a float of more than 15 digits"
+        raise ConfigError((place, f"{text}, which may be several labels: use integers or strings"))
 
 
 def is_missing(column: Array) -> NDArray[np.bool_]:
@@ -185,7 +201,7 @@ def _first_text(column: Array) -> str:
         return ""
     for row, value in enumerate(column, 1):
         try:
-            float(value)
+            float(str(value).replace("_", "-"))
         except (ValueError, TypeError):
             return f"(row {row} contains {str(value)!r}): {_remedy(str(value).strip())}"
     return ""
@@ -209,7 +225,7 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
         wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         text = content.decode("utf-16" if wide else "utf-8-sig")
         lines = io.StringIO(text, newline="")
-        reader = csv.reader(lines, delimiter=_delimiter(text))
+        reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True)
         rows = [(n, row) for n, row in enumerate(reader, 1) if row]
     except UnicodeDecodeError as error:
         raise DataError((place, f"{path} is not UTF-8: save it with that encoding")) from error

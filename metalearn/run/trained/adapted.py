@@ -19,7 +19,7 @@ from metalearn.losses import PROBABILITIES
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
-from metalearn.storage.columns import alike, dense, has_no_label, of_text
+from metalearn.storage.columns import alike, dense, has_no_label, of_text, refuse_rounded
 from metalearn.tasks.tables.standardise import Moments, restore, standardise
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
@@ -283,6 +283,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
     if isinstance(y, Tensor):
         if y.is_floating_point() and y.isnan().any():
             raise ConfigError(("y", MISSING))
+        refuse_rounded(y.detach().cpu().double().numpy() if y.is_floating_point() else (), "y")
         classes, place = torch.unique(y.cpu(), return_inverse=True)
     else:
         given = np.asarray(y)
@@ -292,6 +293,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         texts = sum(isinstance(one, str) for one in entries)
         if given.dtype.kind in "UO" and entries and 0 < texts < len(entries):
             raise ConfigError(("y", "mixes strings with other labels: use labels of one type"))
+        refuse_rounded(given, "y")
         classes, found = np.unique(given, return_inverse=True)
         refuse_alike(classes)
         place = torch.as_tensor(found).reshape(given.shape)
@@ -304,9 +306,8 @@ def refuse_alike(classes: Any) -> None:
     """ConfigError for two labels that differ in spaces or in Unicode form alone."""
     texts = [name for name in classes if isinstance(name, str)]
     if pair := alike(texts):
-        text = (
-            f"contains labels that differ only in spaces or Unicode form, {pair}: use one spelling"
-        )
+        text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
+        text += ": use one spelling"
         raise ConfigError(("y", text))
 
 

@@ -16,17 +16,21 @@ import torch
 
 from metalearn import rng
 from metalearn.errors import ConfigError
+from metalearn.logger import warn_once
 from metalearn.storage.columns import (
+    alike,
     by_field,
     dense,
     has_no_label,
     is_missing,
     of_text,
+    refuse_rounded,
     stacked,
 )
 
 Array = npt.NDArray[Any]
 BY_FILE = "split by file"  # the column that files of one split each make
+NO_VALUE = ("na", "n/a", "none", "null")  # texts that some programs write for a missing value
 COLOUR_SPACES = ("HSV", "LAB", "YCbCr")  # of images, whose channels are read as they are
 SPLITS = {
     "train": "train",
@@ -163,6 +167,8 @@ def array_of(values: Any) -> Array:
             if len(shapes := {one.shape for one in values}) > 1:
                 text = f"images have shapes {sorted(map(list, shapes))}: convert them to one"
                 raise ConfigError(("x", text))
+        if _is_mixed(values):  # numpy would make texts of all; as labels they are refused
+            return np.array(values, dtype=object)
     try:
         found = np.asarray(values)
     except ValueError as error:
@@ -186,6 +192,12 @@ def array_of(values: Any) -> Array:
     return found
 
 
+def _is_mixed(values: Sequence[Any]) -> bool:
+    """Whether there are texts among numbers."""
+    texts = any(isinstance(one, str) for one in values)
+    return texts and any(isinstance(one, int | float | np.number) for one in values)
+
+
 def _pixels(image: Any) -> Array:
     from metalearn.tasks.folders.decode import standard
 
@@ -206,7 +218,9 @@ def hash_of(columns: Mapping[str, Array]) -> str:
     for name in sorted(columns):
         column = np.ascontiguousarray(columns[name])
         digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
-        digest.update(column.tobytes())
+        # bytes of an array of objects are their addresses
+        texts = column.dtype == object
+        digest.update(repr(column.tolist()).encode() if texts else column.tobytes())
     return digest.hexdigest()
 
 
@@ -221,13 +235,28 @@ def names_of(column: Array) -> Array:
         text = "has no label" if str(column[gone[0]]).strip() else "is empty"
         text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
         raise ConfigError(("target", text))
+    if column.dtype == object and _is_mixed(column.tolist()):
+        raise ConfigError(("target", "mixes strings with numbers: use labels of one type"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError(("target", "contains labels that are not finite"))
-        if (column == np.round(column)).all() and np.abs(column).max() < 2**53:
-            column = column.astype(np.int64)
+        refuse_rounded(column, "target")
+        whole = (column == np.round(column)).all()
+        column = column.astype(np.int64) if whole else column + 0.0  # -0 is 0
     names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
+    _check_names(sorted(set(names)))
     return np.array(names)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """ConfigError for two that are written otherwise alone; a warning of what may be no label."""
+    if pair := alike(names):
+        text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
+        raise ConfigError(("target", f"{text}: use one spelling"))
+    for name in names:
+        if name.lower() in NO_VALUE:
+            text = f"the label {name!r} is a class or group as any other"
+            warn_once(f"task: {text}: leave its rows out if it stands for a missing value")
 
 
 def by_class(columns: dict[str, Array], target: str | None, group: str | None) -> dict[str, Array]:
