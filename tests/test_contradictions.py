@@ -103,6 +103,23 @@ def test_columns_of_a_new_task_are_those_of_training(run: Path) -> None:
         np.testing.assert_array_equal(task.predict(Frame(x, columns)), expected)
 
 
+def test_data_that_changed_since_training_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write_rows(tmp_path / "rows.csv")
+    task = Arrays(rows, inputs=("a", "b"), group="shop", shots=3, queries=2)
+    made = {"task": task, "model": ml.models.MLP(sizes=(4,)), "out": tmp_path / "run", **QUICK}
+    ml.train(ml.algorithms.MAML(), **made)
+    ml.evaluate_run(tmp_path / "run")
+    assert "SHA-256" not in caplog.text
+    write_rows(rows, shift=1.0)
+    ml.evaluate_run(tmp_path / "run")
+    assert "task: the run was made with data of SHA-256" in caplog.text
+    (tmp_path / "run" / "result.json").unlink()  # as of an interrupted run
+    with pytest.raises(ConfigError, match=r"was begun with data of SHA-256 .* restore the former"):
+        ml.resume(tmp_path / "run")
+
+
 def test_an_experiment_file_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     task = {"source": "arrays", "path": str(write_rows(tmp_path / "rows.csv")), "group": "shop"}
     task |= {"inputs": ["a", "b"], "shots": 3, "queries": 2}

@@ -14,12 +14,13 @@ from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.controls import with_controls
 from metalearn.component import Component
 from metalearn.config import shipped
-from metalearn.config.build import build, build_to_test
+from metalearn.config.build import Parts, build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.misfits import choices_by_seen_classes, contradictions
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.plugins import LOSS_KIND, REPORT_KIND, load_entry_points
 from metalearn.config.registry import TABLES
+from metalearn.config.sources import changed_data
 from metalearn.distributed.curve import TaskSet, curve
 from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, did_you_mean
@@ -32,6 +33,7 @@ from metalearn.report.section import Question
 from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
     UNFINISHED,
+    changed_data_of,
     recorded_tasks,
     resumable,
     run_folders,
@@ -71,6 +73,8 @@ def train(
     for one, folder in todo:
         if ranks.on_rank0(partial(status, folder, one)) == "finished":
             log.info(f"{folder}: already finished with this config; skipped")
+            if why := ranks.on_rank0(partial(changed_data_of, folder, parts)):
+                log.warning(f"{folder}: was made with {why}: give another --out to train on them")
             continue
         print(line(run_one(one, folder, parts, ranks=ranks)))
         print(f"run directory: {folder}")
@@ -175,6 +179,7 @@ def evaluate_run(
     _check_settings(experiment)
     set_threads(loaded.config.run.threads or cores())
     parts = build_to_test(experiment, recorded_tasks(folder))
+    _warn_of_changed_data(loaded, experiment, parts)
     metas = _metas(loaded, experiment)
     tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
     ranks = ranks or ALONE
@@ -188,6 +193,15 @@ def evaluate_run(
     }
     place = Path(out or folder / "evaluations")
     return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(place, result)))
+
+
+def _warn_of_changed_data(loaded: LoadedRun, experiment: Experiment, parts: Parts) -> None:
+    """A warning where the same test is asked for, and its data are others now."""
+    before = (loaded.config.test_task, loaded.config.evaluate.split)
+    if before != (experiment.test_task, experiment.evaluate.split):
+        return
+    if why := changed_data(recorded_tasks(loaded.folder).get("test", {}), parts.test):
+        log.warning(f"task: the run was made with {why}")
 
 
 def _check_settings(experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from metalearn.errors import ConfigError
+from metalearn.logger import warn_once
 from metalearn.types import EpisodeSpec, TaskSource
 
 FIELDS = ("kind", "ways", "shots", "queries", "x_shape", "outputs", "num_classes", "split")
@@ -59,6 +60,8 @@ class LazySource:
                 raise ConfigError(
                     ("task", f"{text}: use metalearn evaluate RUN to test on other data")
                 )
+            if known and (why := changed_data({"data_sha256": self.data_sha256}, made)):
+                warn_once(f"task: the run was made with {why}")
             self._built.append(made)
         return self._built[0]
 
@@ -66,6 +69,14 @@ class LazySource:
         if name.startswith("__") or name in ("_build", "_built"):
             raise AttributeError(name)
         return getattr(self.built(), name)
+
+
+def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
+    """What the data of a source are beside those of its record; empty where they are the same."""
+    before, now = record.get("data_sha256"), getattr(source, "data_sha256", "")
+    if not before or not now or before == now:
+        return ""
+    return f"data of SHA-256 {str(before)[:12]}, and those that are there now have {now[:12]}"
 
 
 def record_of(source: TaskSource) -> dict[str, Any] | None:

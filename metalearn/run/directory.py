@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metalearn.config.build import Parts
 from metalearn.config.experiment import NOT_IN_HASH, Experiment, load, parse
+from metalearn.config.sources import changed_data
 from metalearn.errors import ConfigError
 from metalearn.storage.files import read_json, write_json, write_yaml
 from metalearn.storage.schema import Environment, checked, read_result
@@ -145,6 +147,20 @@ def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> 
 def recorded_tasks(folder: Path) -> dict[str, Any]:
     """The form of a run's tasks, as `config.build.records_of` gave it; empty in older runs."""
     return dict(_environment(folder).get("tasks") or {})
+
+
+def changed_data_of(folder: Path, parts: Parts) -> str:
+    """What has become of the data of a run, the end of a sentence; empty where they are as then."""
+    recorded, sources = recorded_tasks(folder), {"train": parts.train, "test": parts.test}
+    found = [changed_data(recorded.get(name, {}), one) for name, one in sources.items()]
+    return next((text for text in found if text), "")
+
+
+def require_same_data(folder: Path, parts: Parts) -> None:
+    """Refuse to go on with a run whose data are others now."""
+    if why := changed_data_of(folder, parts):
+        text = f"was begun with {why}: restore the former, or begin a new run"
+        raise ConfigError((str(folder), text))
 
 
 def changed(folder: Path, experiment: Experiment) -> list[str]:

@@ -26,6 +26,7 @@ from metalearn.run.checkpoints import save, select_checkpoint
 from metalearn.run.directory import (
     check_weights,
     request,
+    require_same_data,
     require_same_statistics,
     status,
     stored_experiment,
@@ -142,6 +143,8 @@ def begin(
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
+    if stored is not None:
+        ranks.on_rank0(lambda: require_same_data(folder, parts))
     if parts.learner.normalisation == "running" and parts.method.step is not None:
         ranks.on_rank0(lambda: require_same_statistics(folder))
     if experiment.start:
