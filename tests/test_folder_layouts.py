@@ -250,3 +250,25 @@ def test_equal_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
     across, within = caplog.messages
     assert "equal images are in two classes" in across and "c5/copy.png" in across
     assert "equal images are in one class" in within and "c0/copy.png" in within
+
+
+@pytest.mark.parametrize("pair", [("cat", "cat "), ("New York", "New\u00a0York"), ("1", "1.0")])
+def test_class_folders_that_are_one_class_are_refused(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    fill(tmp_path, [*pair, "dog"])
+    with pytest.raises(DataError, match=r"classes .* alone: give them one name"):
+        folder(tmp_path).build()
+
+
+def test_images_of_several_frames_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, ["cat", "dog", "eel"], end="gif")
+    options = {"fractions": (1, 0, 0)}
+    folder(tmp_path, **options).build()
+    assert "frames" not in caplog.text
+    frames = [Image.new("L", (8, 8), shade) for shade in (1, 200)]
+    frames[0].save(tmp_path / "cat" / "0.gif", save_all=True, append_images=frames[1:])
+    folder(tmp_path, **options).build()
+    assert "some images hold several frames, of which the first is used" in caplog.text

@@ -109,6 +109,8 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
 def decode_image(file: Path | IO[bytes], size: int, channels: int) -> store.Array:
     """One image as uint8 [channels, size, size]."""
     with Image.open(file) as opened:
+        if getattr(opened, "is_animated", False):
+            warn_once("path: some images hold several frames, of which the first is used")
         image = standard(opened)
         image = image.convert("L" if channels == 1 else "RGB").resize(
             (size, size), Image.Resampling.LANCZOS

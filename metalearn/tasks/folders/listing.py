@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
 from metalearn.logger import warn_once
-from metalearn.storage.columns import has_no_label, of_text, read_columns
+from metalearn.storage.columns import alike, has_no_label, of_text, read_columns
 
 SPLIT_NAMES = {
     "train": "train",
@@ -95,6 +95,9 @@ def _listing(entries: list[Entry], root: Path) -> Listing:
     if len(names) < 2:
         text = f"{root} contains {len(names)} class folders; a task needs at least 2"
         raise DataError(("path", text))
+    if pair := alike(names):
+        text = f"classes {pair} differ in spaces, Unicode form or .0 alone: give them one name"
+        raise DataError(("path", f"{root}: {text}"))
     rows = [sorted(groups[name]) for name in names]
     files = tuple(tuple(file for file, _ in row) for row in rows)
     splits = tuple(tuple(split for _, split in row) for row in rows)
