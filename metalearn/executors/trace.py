@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
+
+from metalearn.executors.recorder import record
 
 
 def _compiler_cache() -> Path:
@@ -148,7 +149,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Trace:
 
     # until it runs, the list is not written down as Python: many a list is shortened first
     with uncollected(), _use_lazy_graph_module(True):
-        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+        graph = record(flat, tensors)
         constants = hoist(graph)
     return Trace(graph, constants, *output_specs[-1])
 

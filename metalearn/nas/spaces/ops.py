@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ from metalearn.kernels import conv, native
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models.norm import Norm, Policy
 from metalearn.nas.spaces.space import Place
+from metalearn.scopes.recording import is_recorded
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
@@ -23,20 +23,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
     MAML's meta-step 1.7 times as fast. A search runs each cell for a few steps without tracing, and
     there torch's convolution is faster: its calls under vmap cost 0.2 ms less. Autocast acts on
     torch's operators alone, so it takes torch's too."""
-    if _is_traced() and not torch.is_autocast_enabled(x.device.type):
+    if is_recorded() and not torch.is_autocast_enabled(x.device.type):
         return conv.conv2d(x, weight, bias, stride)
     size = weight.shape[-1]
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, size // 2).permute(0, 2, 3, 1)
-
-
-def _is_traced() -> bool:
-    """Whether make_fx traces this call; False in torch.compile and torch.export.
-
-    What the latter make for others should not need operators of this project."""
-    if torch.compiler.is_compiling():
-        return False
-    recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
-    return recorder is not None and recorder.get_proxy_mode() is not None
 
 
 def half(x: Tensor) -> Tensor:
