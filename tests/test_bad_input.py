@@ -142,7 +142,7 @@ def test_cuda_where_there_is_none(metalearn: Commands) -> None:
 def test_files_that_are_no_experiment(metalearn: Commands, tmp_path: Path) -> None:
     for content in ("a: [1", "- 1", "", "task: *nowhere", "\t: 3", "d: 2001-99-99"):
         bad(metalearn, content, "bad.yaml")
-    refused(metalearn("train", tmp_path), str(tmp_path), "folder")
+    refused(metalearn("train", tmp_path), str(tmp_path), "is a directory")
     refused(metalearn("train", tmp_path / "none.yaml"), "none.yaml", "valid:")
     refused(metalearn("compare", "none", "--out", tmp_path / "x"), "none")
     refused(metalearn("train", "x" * 300), "x" * 300)

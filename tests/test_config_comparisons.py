@@ -155,7 +155,7 @@ def test_experiments_are_found_by_name_or_named(
     (tmp_path / "own.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match=r"own\.yaml"):
         load("own.yaml")
-    with pytest.raises(ConfigError, match="folder"):
+    with pytest.raises(ConfigError, match="is a directory"):
         load(str(tmp_path))
 
 

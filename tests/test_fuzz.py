@@ -47,9 +47,9 @@ def test_the_harness_sees_what_it_looks_for(place: Place, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (BOMB, "unfold"),
+        (BOMB, "expand"),
         ("[" * 5000, "too deep"),
-        ("a: &a [*a]", "unfold"),
+        ("a: &a [*a]", "expand"),
         ("x: " + "9" * 200, "a number of 200"),
         ("x: " + "1:" * 100 + "1", "a number of"),
         ("!!python/object/apply:os.system [exit]", "python/object"),

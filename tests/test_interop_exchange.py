@@ -214,7 +214,7 @@ def test_a_source_in_the_form_of_a_taskset() -> None:
     assert x.shape == y.shape == (12, 1) and not torch.equal(x, endless.sample()[0])
     with pytest.raises(IndexError):
         tasks[5]
-    with pytest.raises(ConfigError, match="endless"):
+    with pytest.raises(ConfigError, match="infinite"):
         interop.SourceTaskset(SOURCE, fold_in(0), num_tasks=0)
 
 

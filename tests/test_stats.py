@@ -90,7 +90,7 @@ def test_auc_of_lines() -> None:
     assert stats.auc(np.log2([1, 2, 4]), [0.0, 1.0, 1.0]) == pytest.approx(0.75)
     assert stats.auc([5], [0.3]) == 0.3
     assert stats.auc([0, 1], [0.3, math.nan]) is None
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="ascending places"):
         stats.auc([1, 1], [0.3, 0.3])
 
 
