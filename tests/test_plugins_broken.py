@@ -60,7 +60,7 @@ PROBLEMS = (
     "nothing.py neither defines nor registers a component",
     "wrong.py: kind: unknown kind 'modelz'; did you mean 'models'?",
     "wrong.py: models: <class 'metalearn.algorithms.maml.MAML'> is not a subclass of",
-    "wrong.py: losses: 3 is no function",
+    "wrong.py: losses: 3 is not a named function",
     "wrong.py: report: 'a text' is not a section",
     "twice.py: models: 'same' is the name of metalearn_plugin_twice.First: give Second another",
     "twice.py: models: 'mlp' is the name of metalearn.models.mlp.MLP: give Third another",

@@ -291,7 +291,7 @@ def test_padding_of_given_sources_may_hold_anything() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task": "photos"}, "'photos' is no TaskComponent"),
+        ({"task": "photos"}, "'photos' is not a TaskComponent"),
         ({"model": 3}, "int is not a model"),
         ({"loss": 3}, "must be a name or a function"),
         ({"metasteps": 3}, "metasteps: unknown option; valid: meta_steps"),
@@ -304,7 +304,7 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     options = {"task": ml.tasks.Sinusoid(), **QUICK, **changes}
     with pytest.raises(ConfigError, match=words):
         ml.compare({"maml": ml.algorithms.MAML()}, out=tmp_path / "out", **options)
-    with pytest.raises(ConfigError, match="no MethodComponent"):
+    with pytest.raises(ConfigError, match="is not a MethodComponent"):
         ml.compare({"maml": "maml"}, task=ml.tasks.Sinusoid(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
