@@ -68,7 +68,7 @@ def after_two(given: Case, step: Callable[..., Any]) -> Any:
 def test_executors_are_equal_in_float64(
     name: str, choice: tuple[str, int | None], uncompiled: None
 ) -> None:
-    """Two steps of five tasks (a chunk of 2 leaves a piece of 1), lanes and the outer rule's state
+    """Two steps of five tasks (a chunk of 2 leaves a chunk of 1), lanes and the outer rule's state
     included."""
     given = case(name, METHODS[name])
     assert given.method.step is not None
@@ -119,7 +119,7 @@ def advanced(
 
 @needs_compiler
 def test_the_compiler_makes_the_same_steps_sampling_included() -> None:
-    """The real compiler: the whole step with its sampling, and pieces of 2 of 5 tasks; odd numbers
+    """The real compiler: the whole step with its sampling, and chunks of 2 of 5 tasks; odd numbers
     of everything."""
     method = tiny()
     expected = advanced(method, SOURCE, ("vmap", None))
@@ -274,7 +274,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(
         assert all(torch.equal(a, b) for a, b in zip(leaves(found[0]), leaves(other), strict=True))
 
 
-def test_pieces_run_in_threads_of_one_processor_each() -> None:
+def test_chunks_run_in_threads_of_one_processor_each() -> None:
     given, seen = case("maml", METHODS["maml"]), set[tuple[str, int]]()
     assert given.method.task_grad is not None
 
@@ -286,12 +286,12 @@ def test_pieces_run_in_threads_of_one_processor_each() -> None:
     watched = given.method._replace(task_grad=task_grad)
     executor.make_step(watched, "loop", workers=3)(given.state(), given.data(0))
     assert seen and {count for _, count in seen} == {1}
-    assert all(name.startswith("metalearn-piece") for name, _ in seen)
+    assert all(name.startswith("metalearn-chunk") for name, _ in seen)
     assert torch.get_num_threads() == before
 
 
 def test_threads_share_no_module() -> None:
-    """Modules from outside, with dropout: parameters and noise of a piece are its own."""
+    """Modules from outside, with dropout: parameters and noise of a chunk are its own."""
     net = torch.nn.Sequential(
         torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)
     )
@@ -317,14 +317,14 @@ def test_threads_do_not_write_the_code_of_a_graph(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(*call(value), value.sin())
 
 
-def test_an_error_in_a_piece_is_the_error_of_the_step() -> None:
+def test_an_error_in_a_chunk_is_the_error_of_the_step() -> None:
     given = case("maml", METHODS["maml"])
 
     def task_grad(*args: Any) -> Any:
-        raise ZeroDivisionError("in a piece")
+        raise ZeroDivisionError("in a chunk")
 
     broken = given.method._replace(task_grad=task_grad)
-    with pytest.raises(ZeroDivisionError, match="in a piece"):
+    with pytest.raises(ZeroDivisionError, match="in a chunk"):
         executor.make_step(broken, "chunk", 2, workers=2)(given.state(), given.data(0))
 
 
