@@ -262,7 +262,7 @@ def test_the_command_prints_one_paragraph(rows: Path) -> None:
 def test_the_map_in_python_and_on_the_page(rows: Path) -> None:
     found = Comparison(rows)
     text = found.decision_map()
-    assert "75 queries a task (as tested), cheapest in flops:" in text and "B proto_net" in text
+    assert "75 queries per task (as tested), cheapest in flops:" in text and "B proto_net" in text
     assert "cheapest in seconds" in found.decision_map("seconds")
     assert len(found.plot("decision-flops").axes) == 4
     with pytest.raises(ConfigError, match="unknown axis"):

@@ -95,7 +95,7 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
         (
             nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)),
             {"policy": "frozen"},
-            "0: BatchNorm1d has no running statistics, which frozen reads",
+            "0: BatchNorm1d has no running statistics, which frozen needs",
         ),
         (
             nn.Sequential(nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)),

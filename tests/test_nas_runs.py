@@ -54,7 +54,7 @@ FILE: dict[str, Any] = {
 def finished(metalearn: Commands) -> Path:
     done = metalearn("compare", write(metalearn.folder, "searches", FILE))
     assert done.code == 0, done.err
-    assert "beside per_task_nas: random search with as many candidates, added" in done.err
+    assert "added for per_task_nas: random search with as many candidates" in done.err
     return metalearn.folder / "runs" / "searches"
 
 

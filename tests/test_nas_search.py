@@ -126,7 +126,7 @@ def test_a_searcher_that_asks_for_more_than_its_budget_is_stopped() -> None:
         yield Ask(tuple(classes(HILLY)[:5]))
 
     run_search(greedy(), hilly, 5)
-    with pytest.raises(RuntimeError, match="budget is 4"):
+    with pytest.raises(RuntimeError, match="budget of 4"):
         run_search(greedy(), hilly, 4)
 
 

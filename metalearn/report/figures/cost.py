@@ -130,7 +130,7 @@ def pareto_figure(data: FigureData) -> Figure | None:
     axes.margins(x=0.14, y=0.12)
     axes.set_xscale("log")
     title(axes, f"{metric_name(groups)}, {direction(groups)}")
-    axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
+    axes.set_xlabel(f"total FLOPs: up front and {tasks:,} new tasks, logarithmic")
     end_labels(axes, [(label, value) for label, _, value, _ in points], style_of)
     round_ticks(axes, operations)
     return figure
@@ -159,7 +159,7 @@ def break_even_figure(data: FigureData) -> Figure | None:
     axes.yaxis.set_major_locator(LogLocator(numticks=9))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
-    title(axes, "FLOPs in all, logarithmic, lower is better")
+    title(axes, "total FLOPs, logarithmic, lower is better")
     axes.set_xlabel("new tasks learned to the target, logarithmic")
     end_labels(axes, ends, style_of)
     round_ticks(axes, operations)
@@ -182,7 +182,7 @@ def selection_figure(data: FigureData) -> Figure | None:
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    figure.supxlabel("score that chose (minus a loss), higher is better", **text_style)
+    figure.supxlabel("selection score (minus a loss), higher is better", **text_style)
     better = ", higher is better" if len(searches) > 2 else ""
     figure.supylabel(f"minus the loss on queries{better}", **text_style)
     return figure

@@ -36,11 +36,11 @@ def decision_figure(data: FigureData, axis: Axis) -> Figure | None:
         axes = figure.add_axes((left, low, 0.39, 0.27))
         _draw_panel(axes, grid, number, style_of, inner=left > 0.2)
         suffix = ", as tested" if queries == grid["as_tested"] else ""
-        axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} a task{suffix}", size=9)
+        axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} per task{suffix}", size=9)
         if low < 0.5:
             axes.set_xlabel("new tasks, logarithmic")
     handles = [Patch(color=style_of[name].color, label=shorten(name, 24)) for name in names]
-    handles.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="not settled"))
+    handles.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="inconclusive"))
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL)
     return figure
 
@@ -98,13 +98,13 @@ def map_text(grid: Json | None) -> str:
     A number after a letter is that of the checkpoint along meta-training at which the winner
     stops."""
     if not grid or not winners(grid):
-        return "no decision map: no target was set, or no method of known cost reaches one"
+        return "no decision map: no target was set, or no method with a known cost reaches it"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
-    lines = [f"rows: {grid['metric']} that a task has to reach; columns: number of new tasks"]
+    lines = [f"rows: {grid['metric']} that counts as solved; columns: number of new tasks"]
     for number, queries in enumerate(grid["queries"]):
         suffix = " (as tested)" if queries == grid["as_tested"] else ""
         noun = "query" if queries == 1 else "queries"
-        lines.append(f"{queries:,} {noun} a task{suffix}, cheapest in {grid['axis']}:")
+        lines.append(f"{queries:,} {noun} per task{suffix}, cheapest in {grid['axis']}:")
         lines += _map_lines(grid, number, letters)
     along = grid.get("along") or {}
     for name, letter in letters.items():
@@ -113,7 +113,7 @@ def map_text(grid: Json | None) -> str:
         cells = ", ".join(f"{letter}{number}" for number, _ in enumerate(steps, 1))
         note = f", also stopped after {numbers} meta-steps ({cells})" if steps else ""
         lines.append(f"{letter} {name}{note}")
-    return "\n".join([*lines, "small letter: not settled by the data; .: no method reaches it"])
+    return "\n".join([*lines, "small letter: inconclusive; .: no method reaches it"])
 
 
 def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str]:

@@ -29,11 +29,9 @@ def points_figure(episodes: dict[str, Array]) -> Figure:
             lw=1,
             marker=".",
             ms=3,
-            label="query: to find",
+            label="query",
         )
-        axes.plot(
-            points[0], points[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support: given"
-        )
+        axes.plot(points[0], points[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support")
         axes.set_title(f"task {place + 1}", loc="left", size="medium", color=INK)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
