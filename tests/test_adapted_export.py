@@ -173,7 +173,7 @@ def test_convolutions_leave_with_torchs_operators(norm: str, ending: str, tmp_pa
 
 def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> None:
     task = adapted(MAML())
-    with pytest.raises(ConfigError, match=r"ends with .bin: use .pt2 \(torch.export\)"):
+    with pytest.raises(ConfigError, match=r"must end with .pt2 \(torch.export\)"):
         task.export(tmp_path / "task.bin")
     try:
         import onnxscript  # noqa: F401

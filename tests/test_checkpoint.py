@@ -70,7 +70,7 @@ def test_lanes_of_another_width_are_taken_and_other_models_refused(tmp_path: Pat
     loaded = checkpoint.load(path, state_of(0, lanes=1))
     assert loaded.lanes is not None and loaded.lanes["slots"].shape == (4, 2)
     with pytest.raises(
-        ConfigError, match=r"another model: meta\.params\.a\.weight is \[3, 2\], should be \[5, 2\]"
+        ConfigError, match=r"another model: meta\.params\.a\.weight is \[3, 2\], must be \[5, 2\]"
     ):
         checkpoint.load(path, state_of(0, width=5, lanes=1))
     other = state_of(0)._replace(meta={"b.weight": torch.zeros(1)})

@@ -257,7 +257,7 @@ def test_class_folders_that_are_one_class_are_refused(
     tmp_path: Path, pair: tuple[str, str]
 ) -> None:
     fill(tmp_path, [*pair, "dog"])
-    with pytest.raises(DataError, match=r"classes .* alone: give them one name"):
+    with pytest.raises(DataError, match=r"classes .* differ only in .*: use one name"):
         folder(tmp_path).build()
 
 

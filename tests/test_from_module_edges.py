@@ -123,7 +123,7 @@ def hooked() -> nn.Module:
         (Net("object"), {}, "forward returns a SimpleNamespace.* set output to one of 'logits'"),
         (Net("view"), {}, "Net: takes 4 examples, but not 5: RuntimeError"),
         (Net("squeeze"), {}, r"outputs \[3\] for 1 examples and \[4, 3\] for 4: .*squeeze\(-1\)"),
-        (shared(), {}, "1.running_mean: is the buffer 0.running_mean, too"),
+        (shared(), {}, "1.running_mean: is the same buffer as 0.running_mean"),
     ],
 )
 def test_the_reason_is_named(net: Any, options: dict[str, Any], words: str) -> None:

@@ -103,7 +103,11 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
             "momentum=None, which cannot be averaged over tasks",
         ),
         (nn.Sequential(nn.SyncBatchNorm(8), nn.Linear(8, 3)), {}, "SyncBatchNorm needs a process"),
-        (nn.Sequential(Norm(8, "support"), nn.Linear(8, 3)), {"policy": "running"}, "not running"),
+        (
+            nn.Sequential(Norm(8, "support"), nn.Linear(8, 3)),
+            {"policy": "running"},
+            "instead of running",
+        ),
         (
             nn.Sequential(nn.BatchNorm1d(8), Norm(8, "support"), nn.Linear(8, 3)),
             {},
@@ -152,7 +156,7 @@ def test_a_hook_of_the_head_is_kept() -> None:
 
 def test_leaky_slopes_drawn_in_training_are_refused_and_fixed_ones_taken() -> None:
     net = nn.Sequential(nn.Linear(8, 6), nn.RReLU(), nn.Linear(6, 3))
-    with pytest.raises(ConfigError, match="forward calls rrelu_with_noise, which draws"):
+    with pytest.raises(ConfigError, match="forward calls rrelu_with_noise, which uses"):
         from_module(net, VECTOR)
 
 

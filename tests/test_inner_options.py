@@ -122,7 +122,7 @@ def test_the_rule_moves_new_tasks(component: Any) -> None:
     ("kind", "options", "words"),
     [
         (MAML, {"inner": {"name": "adam"}, "inner_lr": 0.5}, "omit inner_lr"),
-        (FineTune, {"inner": {"name": "sgd"}, "inner_momentum": 0.5}, "leave out inner_momentum"),
+        (FineTune, {"inner": {"name": "sgd"}, "inner_momentum": 0.5}, "omit inner_momentum"),
         (LinearProbe, {"inner": {"name": "sgd"}, "inner_lr": 0.5}, "omit inner_lr"),
         (BaselinePlusPlus, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),
         (Scratch, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),

@@ -220,9 +220,9 @@ def test_targets_that_are_no_probabilities_are_refused() -> None:
     learner = MLP(sizes=(5,)).build(source.spec)
     maml, tuned = (kind().build(learner, source.spec) for kind in (MAML, FineTune))
     assert maml.step is not None and tuned.step is not None
-    with pytest.raises(ConfigError, match=f"of the query set are {words}"):
+    with pytest.raises(ConfigError, match=f"of the query set {words}"):
         maml.step(maml.init(KEY), source.sample(KEY, 2))
-    with pytest.raises(ConfigError, match=f"of the examples are {words}"):
+    with pytest.raises(ConfigError, match=f"of the examples {words}"):
         tuned.step(tuned.init(KEY), source.examples(KEY, 8))
     with pytest.raises(ConfigError, match=words):
         learning_curve(maml, maml.init(KEY).meta, source, steps=(0, 1), episodes=4, seed=0)

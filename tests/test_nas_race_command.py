@@ -90,7 +90,7 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "did you mean 'evolution'",
         "--seeds: 1 should",
         "561 is above the table's 560",
-        "'tpe.startup' should be",
+        "'tpe.startup' must be",
         "darts.stepz: unknown key",
         "darts.steps: ",
         "is fixed by the name darts",

@@ -62,8 +62,8 @@ PROBLEMS = (
     "wrong.py: models: <class 'metalearn.algorithms.maml.MAML'> is not a subclass of",
     "wrong.py: losses: 3 is not a named function",
     "wrong.py: report: 'a text' is not a section",
-    "twice.py: models: 'same' is the name of metalearn_plugin_twice.First: give Second another",
-    "twice.py: models: 'mlp' is the name of metalearn.models.mlp.MLP: give Third another",
+    "twice.py: models: 'same' is the name of metalearn_plugin_twice.First: choose another one",
+    "twice.py: models: 'mlp' is the name of metalearn.models.mlp.MLP: choose another one",
 )
 
 

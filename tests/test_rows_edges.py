@@ -63,7 +63,7 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
 @pytest.mark.parametrize(
     ("data", "fields", "words"),
     [
-        ((X, MISSING), {}, r"has no label in row 4 \('nan'; rename it if it is a class\): leave"),
+        ((X, MISSING), {}, r"has no label in row 4 \('nan'; rename it if it is a class\): remove"),
         ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
         ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: pass \.to_dense"),
         ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),

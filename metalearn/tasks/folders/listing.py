@@ -96,7 +96,7 @@ def _listing(entries: list[Entry], root: Path) -> Listing:
         text = f"{root} contains {len(names)} class folders; a task needs at least 2"
         raise DataError(("path", text))
     if pair := alike(names):
-        text = f"classes {pair} differ in spaces, Unicode form or .0 alone: give them one name"
+        text = f"classes {pair} differ only in spaces, Unicode form or .0: use one name"
         raise DataError(("path", f"{root}: {text}"))
     rows = [sorted(groups[name]) for name in names]
     files = tuple(tuple(file for file, _ in row) for row in rows)
