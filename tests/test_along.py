@@ -177,7 +177,7 @@ def test_the_map_as_text_marks_where_a_winner_stops() -> None:
 
 def test_an_ensemble_has_no_price_along_its_training() -> None:
     section = {"along": [0.25], "checkpoint": "ensemble"}
-    with pytest.raises(ConfigError, match="leave out along, or test last or best"):
+    with pytest.raises(ConfigError, match="omit along, or use checkpoint: last or best"):
         parse({"task": {"source": "sinusoid"}, "evaluate": section})
 
 

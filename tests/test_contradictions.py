@@ -92,7 +92,7 @@ class Frame:
 def test_columns_of_a_new_task_are_those_of_training(run: Path) -> None:
     loaded = ml.load_run(run)
     x, y = np.random.default_rng(1).normal(size=(4, 2)), np.arange(4.0)
-    why = r"columns b, a, and the run was trained on a, b: give x\[\['a', 'b'\]\]"
+    why = r"columns b, a, but the run was trained on a, b: use x\[\['a', 'b'\]\]"
     with pytest.raises(ConfigError, match=why):
         loaded.adapt(Frame(x, ["b", "a"]), y)
     task = loaded.adapt(Frame(x, ["a", "b"]), y)
@@ -116,7 +116,7 @@ def test_data_that_changed_since_training_are_named(
     ml.evaluate_run(tmp_path / "run")
     assert "task: the run was made with data of SHA-256" in caplog.text
     (tmp_path / "run" / "result.json").unlink()  # as of an interrupted run
-    with pytest.raises(ConfigError, match=r"was begun with data of SHA-256 .* restore the former"):
+    with pytest.raises(ConfigError, match=r"was started with data of SHA-256 .* restore them"):
         ml.resume(tmp_path / "run")
 
 

@@ -182,7 +182,7 @@ def test_minus_zero_is_no_group_of_its_own() -> None:
 def test_a_label_that_may_stand_for_none_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     warn_once.cache_clear()
     build(X, labels("NA", "NA"))
-    assert "the label 'NA' is a class or group as any other: leave its rows out" in caplog.text
+    assert "the label 'NA' is a class or group as any other: remove its rows" in caplog.text
 
 
 def test_texts_in_memory_have_a_hash_of_their_content() -> None:

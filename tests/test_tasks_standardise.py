@@ -54,7 +54,7 @@ def test_values_far_from_unit_size_are_named_once() -> None:
         task = Arrays(columns, inputs=["a"], group="sensor", shots=3, queries=2)
         task.build("train"), task.build("test")
     inputs, targets = lines
-    assert "inputs have mean 2e+03 and deviation" in inputs and "standardise: true" in inputs
+    assert "inputs have mean 2e+03 and std" in inputs and "standardise: true" in inputs
     assert "targets have mean 7" in targets and "standardise_targets: true" in targets
     Arrays({**columns, "y": columns["y"] / 60}, standardise=True, group="sensor", shots=3).build()
     assert len(lines) == 2

@@ -74,7 +74,7 @@ def train(
         if ranks.on_rank0(partial(status, folder, one)) == "finished":
             log.info(f"{folder}: already finished with this config; skipped")
             if why := ranks.on_rank0(partial(changed_data_of, folder, parts)):
-                log.warning(f"{folder}: was made with {why}: give another --out to train on them")
+                log.warning(f"{folder}: was made with {why}: choose another --out to train on them")
             continue
         print(line(run_one(one, folder, parts, ranks=ranks)))
         print(f"run directory: {folder}")

@@ -227,9 +227,9 @@ class Evaluate(Component):
     def _along_one_checkpoint(self) -> Evaluate:
         if self.along and self.checkpoint == "ensemble":
             raise ValueError(
-                "along compares the tested checkpoint with shorter trainings, and checkpoint: "
-                "ensemble tests several, which answer at several times its price: leave out along, "
-                "or test last or best"
+                "along compares the tested checkpoint with shorter training, but checkpoint: "
+                "ensemble tests several, whose predictions cost several times as much: omit "
+                "along, or use checkpoint: last or best"
             )
         return self
 

@@ -76,7 +76,7 @@ def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
     before, now = record.get("data_sha256"), getattr(source, "data_sha256", "")
     if not before or not now or before == now:
         return ""
-    return f"data of SHA-256 {str(before)[:12]}, and those that are there now have {now[:12]}"
+    return f"data of SHA-256 {str(before)[:12]}, but the current data have {now[:12]}"
 
 
 def record_of(source: TaskSource) -> dict[str, Any] | None:

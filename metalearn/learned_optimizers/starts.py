@@ -53,8 +53,8 @@ def needs_start(init: Init) -> str:
     if init == "meta":
         other = "an experiment or method that learns an initialization, such as maml"
     else:
-        other = "fine_tune's"
+        other = "a run of fine_tune"
     return (
-        f"is missing: init {init} begins from another run's network; give start, {other}, "
-        f"or say init: random"
+        f"is missing: init {init} starts from the network of another run: set start to {other}, "
+        "or use init: random"
     )

@@ -74,7 +74,7 @@ def data_frame(rows: Sequence[Mapping[str, Any]], plain: str) -> Any:
     try:
         import pandas
     except ImportError as error:
-        text = f"needs pandas: pip install pandas; {plain} holds the same as plain Python"
+        text = f"needs pandas: pip install pandas; {plain} returns the same as plain Python"
         raise ConfigError(("to_pandas", text)) from error
     return pandas.DataFrame(list(rows))
 

@@ -159,7 +159,7 @@ def changed_data_of(folder: Path, parts: Parts) -> str:
 def require_same_data(folder: Path, parts: Parts) -> None:
     """Refuse to go on with a run whose data are others now."""
     if why := changed_data_of(folder, parts):
-        text = f"was begun with {why}: restore the former, or begin a new run"
+        text = f"was started with {why}: restore them, or start a new run"
         raise ConfigError((str(folder), text))
 
 

@@ -53,7 +53,9 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
 def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
     """The end of a sentence about a file without the column `name`."""
     if list(columns) == ["x"]:  # as of a .npy file
-        text = f"has no column {name!r}, but an array x alone: an .npz file holds both; with target"
+        text = (
+            f"has no column {name!r}, only an array x: an .npz file can contain both; with target"
+        )
         return f"{text} null (None in Python) x is [classes, rows of each, *X]"
     return f"has no column {name!r}; {did_you_mean(name, columns)}"
 

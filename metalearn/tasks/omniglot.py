@@ -273,7 +273,7 @@ def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
         for name, content in store.archive_members(path, ".png"):
             parsed = _MEMBER.fullmatch("/".join(name.parts[-3:]))
             if parsed is None:
-                text = f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"
+                text = f"contains {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"
                 raise DataError((str(path), text))
             alphabet, character, file_number, drawer = parsed.groups()
             place = (alphabet, int(character), int(file_number))

@@ -56,5 +56,8 @@ _fields: dict[str, Any] = {
     name: (kind, option(kind(), kind.sentence())) for name, kind in SINKS.items()
 }
 Track: Any = create_model(
-    "Track", __base__=_Sections, __doc__="Where a run is logged besides metrics.jsonl.", **_fields
+    "Track",
+    __base__=_Sections,
+    __doc__="Loggers of a run, in addition to metrics.jsonl.",
+    **_fields,
 )

@@ -45,7 +45,7 @@ def learn_head(
     Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of what
     `change` makes of the support set, which are computed once a task. `start` gives the head at
     step 0 (default: fresh, from the task's key)."""
-    require_head("a method that learns a head alone", learner)
+    require_head("a method that trains only a head", learner)
     preprocess = unit if normalise else identity
 
     def features_of(meta: Meta, batch: Batch) -> Tensor:

@@ -191,7 +191,7 @@ def check_columns(given: Any, names: tuple[str, ...] | None) -> None:
     if not all(isinstance(name, str) for name in given):
         return
     listed = ", ".join(given)
-    text = f"has the columns {listed}, and the run was trained on {', '.join(names)}: give "
+    text = f"has the columns {listed}, but the run was trained on {', '.join(names)}: use "
     raise ConfigError(("x", f"{text}x[{list(names)}]"))
 
 

@@ -256,7 +256,7 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name.lower() in NO_VALUE:
             text = f"the label {name!r} is a class or group as any other"
-            warn_once(f"task: {text}: leave its rows out if it stands for a missing value")
+            warn_once(f"task: {text}: remove its rows if it means a missing value")
 
 
 def by_class(columns: dict[str, Array], target: str | None, group: str | None) -> dict[str, Array]:

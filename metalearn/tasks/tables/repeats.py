@@ -50,7 +50,7 @@ def _warn(found: dict[str, int], rows: int, values: bool) -> None:
         shared = found.get("test_rows_in_training", 0)
         both = f", {shared} of them test rows that are in training" if shared else ""
         text = f"{several} of {rows} rows have the same {same} as a row of another {kind}{both}"
-        warn_once(f"task: {text}: leave out what is there by mistake")
+        warn_once(f"task: {text}: remove unintended repeats")
     if again:
         text = f"{again} of {rows} rows have the same {same} as another of their {kind}"
         warn_once(f"task: {text}, so that a query may be a row of the support set")

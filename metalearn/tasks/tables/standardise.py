@@ -97,8 +97,8 @@ def _warn_if_large(name: str, values: Tensor, remedy: str) -> None:
     size, column = flat.square().mean(0).sqrt().max(0)
     if size > LARGE:
         mean, deviation = float(flat[:, column].mean()), float(flat[:, column].std())
-        text = f"task: {name} have mean {mean:.3g} and deviation {deviation:.3g} in the training "
-        warn_once(f"{text}split, and gradient steps need numbers of about unit size: {remedy}")
+        text = f"task: {name} have mean {mean:.3g} and std {deviation:.3g} in the training "
+        warn_once(f"{text}split, but gradient steps need values of about unit scale: {remedy}")
 
 
 def _check_type(name: str, values: Tensor, dtype: torch.dtype) -> None:
