@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
+from metalearn.inner import requirements
 from metalearn.inner.flat_params import apply_rule, mean_grads
 from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.labels import check_example_targets, check_targets
 from metalearn.losses import criterion, metrics
 from metalearn.noise import NOISE, NoiseScope, noise_from
-from metalearn.padding import adapt_with_weights, predict_with_weights, zero_padding
+from metalearn.padding import zero_padding
 from metalearn.rng import fold_in
 from metalearn.scopes.over_tasks import call
 from metalearn.scopes.running_statistics import training_scope
@@ -80,7 +81,7 @@ def episodic(
     those of the queries once, and `predict` gets them as query_x. `init(key)` returns the meta
     (default: the learner's parameters). `fixed_ways`: it includes the head, so that the ways of
     the test must be those of training (default: if there are inner steps)."""
-    loss_of = criterion(spec)
+    loss_of, start = criterion(spec), requirements.checked_init(init, learner.init)
     learn_fns = make_learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
@@ -93,7 +94,7 @@ def episodic(
     return Method(
         spec,
         make_traits(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
-        lambda key: init_state((init or learner.init)(key), outer),
+        lambda key: init_state(start(key), outer),
         *learn_fns,
         task_grad=task_grad,
         update=update,
@@ -121,7 +122,7 @@ def make_learn_functions(
 
     `paths` is the number of inner loops that `adapt` runs in parallel, for the count of gradient
     steps. Weights of examples are those of `support.weight`, and `query_weight` [M] of queries."""
-    adapt_one, predict_all = adapt_with_weights(adapt), predict_with_weights(predict, features)
+    adapt_one, predict_all = requirements.checked_functions(adapt, predict, features)
 
     def predict_one(
         meta: Meta,
@@ -180,7 +181,8 @@ def make_learn(
 
     The ledger records the cost of each, as `adapt` and `predict`. Without steps the only result of
     `adapt` holds for every step index. Options are those of `make_learn_functions`."""
-    adapt_one, predict_at = adapt_with_weights(adapt), _stacked(predict, features)
+    adapt_one, predict_all = requirements.checked_functions(adapt, predict, features)
+    predict_at = _stacked(predict_all)
 
     def adapt_to(indices: StepIndices) -> Callable[..., list[Any]]:
         return lambda meta, support, key: list(adapt_one(meta, support, indices, key))
@@ -203,18 +205,16 @@ def make_learn(
         weights = () if query_weight is None else (query_weight,)
         args = OverTasks(predict_at, (0,), meta), adapted, support, query_x, *weights
         predictions = ledger.run("predict", *args, tasks=tasks)
-        if predictions.shape[1] != len(indices):
-            predictions = predictions.expand(-1, len(indices), *predictions.shape[2:])
-        return Learned(predictions, {})
+        shape = (-1, len(indices), *predictions.shape[2:])
+        return Learned(predictions.expand(shape), {})
 
     return learn
 
 
 def _stacked(
-    predict: PredictFn, features: FeaturesFn | None
+    predict_all: Callable[..., list[Tensor]],
 ) -> Callable[[StepIndices], Callable[..., Tensor]]:
     """Predictions after all numbers of steps as one tensor, in the form of `OverTasks`."""
-    predict_all = predict_with_weights(predict, features)
     return lambda _: lambda *args: torch.stack(predict_all(*args))
 
 
@@ -295,7 +295,8 @@ def make_task_grad(
 
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
-        with training_noise(learner, episode):
+        draws = requirements.keyed_draws("adapt, predict or the network")
+        with training_noise(learner, episode), draws:
             try:
                 value, vjp_fn, (metrics, delta) = torch.func.vjp(  # type: ignore[misc]
                     loss_with_aux, meta, has_aux=True

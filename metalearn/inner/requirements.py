@@ -1,9 +1,28 @@
-"""What a method requires of its tasks; one sentence for each refusal."""
+"""What a method requires of its tasks, and what is required of its functions of one task.
+
+One sentence for each refusal."""
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from metalearn.errors import ConfigError
-from metalearn.types import Batch, EpisodeSpec, Learner
+from metalearn.padding import adapt_with_weights, predict_with_weights
+from metalearn.tree import leaves
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta
+
+Function = Callable[..., Any]
+Init = Callable[[Key], Meta]
+TORCH = str(Path(torch.__file__).parent)
+UNDER_VMAP = "random operation while in randomness error mode"  # in torch's own message
 
 
 def require_queries(name: str, spec: EpisodeSpec) -> None:
@@ -53,3 +72,151 @@ def require_no_padding(name: str, spec: EpisodeSpec, *batches: Batch) -> None:
     if spec.padded or any(batch.weight is not None for batch in batches):
         text = f"{name} does not support example weights: use fixed ways and shots"
         raise ConfigError(("task", text))
+
+
+# functions of one task, as `episodic` gets them
+
+
+def call_keyed(function: Function, role: str, *args: Any) -> Any:
+    """function(*args); ConfigError where torch refuses a draw in it, as it does under vmap.
+
+    `role` is what the function is in the method."""
+    try:
+        return function(*args)
+    except RuntimeError as error:
+        if UNDER_VMAP not in str(error):
+            raise
+        raise _refused(function, role, _draws(_line_of(error.__traceback__))) from error
+
+
+@contextmanager
+def keyed_draws(place: str) -> Iterator[None]:
+    """Refuse draws from torch's generator on the CPU inside; `place` says what draws.
+
+    It is for what runs without vmap; inside a compiler's trace nothing is watched."""
+    before = _generator_state()
+    yield
+    if before != _generator_state():
+        raise ConfigError((place, _draws("")))
+
+
+def checked_functions(
+    adapt: Function, predict: Function, features: Function | None
+) -> tuple[Function, Callable[..., list[Tensor]]]:
+    """(`adapt`, `predict` of several results), checked, in a scope with the weights."""
+    predict_all = predict_with_weights(checked_predict(predict), checked_features(features))
+    return adapt_with_weights(checked_adapt(adapt)), predict_all
+
+
+def checked_adapt(adapt: Function) -> Function:
+    """`adapt`; ConfigError if it returns no list of one tree of tensors for each step index."""
+
+    def adapt_one(meta: Meta, support: Batch, step_indices: tuple[int, ...], key: Key) -> Any:
+        results = call_keyed(adapt, "adapt", meta, support, step_indices, key)
+        _require_results(adapt, results, step_indices)
+        return results
+
+    return adapt_one
+
+
+def _require_results(function: Function, results: Any, step_indices: tuple[int, ...]) -> None:
+    right = "it must return a list of one result for each of the step indices, its third argument"
+    right += ", such as adapt(...).points, or [result] if there are no steps"
+    if not isinstance(results, list | tuple) or hasattr(results, "_fields"):
+        raise _refused(function, "adapt", f"returned {_kind(results)}: {right}")
+    if len(results) != len(step_indices):
+        text = f"returned {len(results)} results for the step indices {list(step_indices)}"
+        raise _refused(function, "adapt", f"{text}: {right}")
+    other = next((leaf for leaf in leaves(results) if not isinstance(leaf, Tensor)), None)
+    if other is not None:
+        text = f"returned results that contain {_kind(other)}: they must contain only tensors"
+        raise _refused(function, "adapt", f"{text}, such as torch.tensor(...) of a number")
+
+
+def checked_predict(predict: Function) -> Function:
+    """`predict`; ConfigError if it returns no tensor with a row for each query."""
+
+    def predict_one(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Any:
+        outputs = call_keyed(predict, "predict", meta, adapted, support, query_x)
+        _require_rows(predict, "predict", outputs, query_x)
+        return outputs
+
+    return predict_one
+
+
+def checked_features(features: Function | None) -> Function | None:
+    """`features`; ConfigError if it returns no tensor with a row for each query."""
+    if features is None:
+        return None
+    function = features
+
+    def features_one(meta: Meta, support: Batch, query_x: Tensor) -> Any:
+        z = call_keyed(function, "features", meta, support, query_x)
+        _require_rows(function, "features", z, query_x)
+        return z
+
+    return features_one
+
+
+def _require_rows(function: Function, role: str, outputs: Any, x: Tensor) -> None:
+    axes = "[M, C]" if role == "predict" else "[M, D]"
+    right = f"it must return one tensor {axes}, a row for each of the {x.shape[0]} queries"
+    if not isinstance(outputs, Tensor):
+        raise _refused(function, role, f"returned {_kind(outputs)}: {right}")
+    if outputs.shape[:1] != x.shape[:1]:
+        raise _refused(function, role, f"returned a tensor {list(outputs.shape)}: {right}")
+
+
+def checked_init(init: Init | None, default: Init) -> Init:
+    """`init`; ConfigError if it returns no tree of tensors, or draws without its key.
+
+    Without one it is `default`, that of a learner."""
+    if init is None:
+        return default
+    function = init
+
+    def start(key: Key) -> Meta:
+        with keyed_draws("init of the method"):
+            meta = function(key)
+        other = next((leaf for leaf in leaves(meta) if not isinstance(leaf, Tensor)), None)
+        if other is not None:
+            text = f"returned a meta that contains {_kind(other)}: it must contain only tensors"
+            raise _refused(function, "init", text)
+        return meta
+
+    return start
+
+
+def _refused(function: Function, role: str, text: str) -> ConfigError:
+    """The error about a function, by the name that its author gave it."""
+    name = getattr(function, "__qualname__", role).replace(".<locals>", "")
+    return ConfigError((name, f"(`{role}` of the method) {text}"))
+
+
+def _draws(where: str) -> str:
+    text = f"draws from torch's own generator{where}, as torch.randn and torch.rand do: use"
+    right = "metalearn.rng with a key, rng.normal(rng.fold_in(key, 'noise'), shape, dtype)"
+    return f"{text} {right}; `adapt` and `init` get a key, `predict` what `adapt` has drawn"
+
+
+def _line_of(trace: TracebackType | None) -> str:
+    """The innermost line outside torch, " (file:line)"; empty where there is none."""
+    frames = [one for one in traceback.extract_tb(trace) if not one.filename.startswith(TORCH)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a sentence."""
+    name = type(value).__name__
+    if isinstance(value, dict):
+        return f"a dict with the keys {', '.join(map(str, value))}"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _generator_state() -> bytes | None:
+    """The state of torch's generator on the CPU; None inside a trace."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return None
+    return torch.default_generator.get_state().numpy().tobytes()

@@ -41,7 +41,8 @@ def check_init_is_a_function_of_the_key(given: Case) -> None:
     Another key gives other numbers."""
     before = torch.get_rng_state()
     first = given.method.init(fold_in(0, "init"))
-    assert torch.equal(torch.get_rng_state(), before)  # torch's generator is not drawn from
+    drawn = "draws from torch's own generator: use metalearn.rng with the key"
+    assert torch.equal(torch.get_rng_state(), before), f"init {drawn}"
     assert same(first, given.method.init(fold_in(0, "init")))
     assert not leaves(first.meta) or not same(
         first.meta, given.method.init(fold_in(1, "init")).meta

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from metalearn.errors import did_you_mean
+from metalearn.errors import ConfigError, did_you_mean
 
 Case = TypeVar("Case")
+Check = Callable[..., None]
 HERE = str(Path(__file__).parent)
 
 
@@ -20,11 +21,13 @@ def run_checks(
     inapplicable: Callable[[Case, Callable[[Case], None]], str],
     skip: Mapping[str, str] | None = None,
 ) -> None:
-    """Run the checks that apply; AssertionError names each that fails, with its sentence."""
+    """Run the checks that apply; AssertionError names each that fails, with its sentence.
+
+    Where several fail of one ConfigError, it stands once, with their names."""
     skip, names = dict(skip or {}), [check.__name__ for check in checks]
     for one in set(skip) - set(names):
         raise ValueError(f"skip: unknown check {one!r}; {did_you_mean(one, names)}")
-    given, failures, first = build(), list[str](), None
+    given, failed, first = build(), list[tuple[Check, Exception]](), None
     for check in checks:
         if check.__name__ in skip or inapplicable(given, check):
             continue
@@ -32,13 +35,25 @@ def run_checks(
             check(given)
         except Exception as error:
             first = first or error
-            failures.append(_describe(check, error))
-    if failures:
-        head = f"{name} fails {len(failures)} of {len(checks)} checks:"
-        raise AssertionError("\n".join([head, *failures])) from first
+            failed.append((check, error))
+    if failed:
+        head = f"{name} fails {len(failed)} of {len(checks)} checks:"
+        raise AssertionError("\n".join([head, *_described(failed)])) from first
 
 
-def _describe(check: Callable[..., None], error: Exception) -> str:
+def _described(failed: Sequence[tuple[Check, Exception]]) -> list[str]:
+    """A paragraph for each failure, or for all that are of one ConfigError."""
+    found = list[str]()
+    by_text: dict[str, list[str]] = {}
+    for check, error in failed:
+        if isinstance(error, ConfigError):
+            by_text.setdefault(str(error), []).append(check.__name__)
+        else:
+            found.append(_describe(check, error))
+    return [*(f"* {', '.join(names)}:\n    {text}" for text, names in by_text.items()), *found]
+
+
+def _describe(check: Check, error: Exception) -> str:
     """The check, what it asks for, and where it stopped."""
     frames = traceback.extract_tb(error.__traceback__)
     here = [frame for frame in frames if frame.filename.startswith(HERE)]
