@@ -128,7 +128,8 @@ def test_fewer_points_than_asked_for_are_refused_rather_than_repeated() -> None:
         ml.evaluate.learning_curve(method, meta, SOURCE, steps=(0, 1, 5), episodes=2)
 
 
-QUICK = {"check_predictions_have_their_shape", "check_learning_is_a_function_of_the_tasks_key"}
+QUICK = {"check_predictions_have_their_shape", "check_regression_is_learned_or_refused"}
+QUICK |= {"check_learning_is_a_function_of_the_tasks_key"}
 SKIP = {check.__name__: "slow" for check in METHOD_CHECKS if check.__name__ not in QUICK}
 
 
@@ -138,3 +139,28 @@ def test_check_method_says_it_once_with_the_names_of_the_checks() -> None:
     text = str(caught.value)
     assert text.count("a dict with the keys logits") <= 2, text  # of 12 and of 4 queries
     assert all(name in text for name in QUICK), text
+
+
+def test_check_method_refuses_what_training_on_regression_refuses() -> None:
+    with pytest.raises(AssertionError, match="keep the last axis of the predictions"):
+        check_method(Own(mistake="outputs_squeeze"), skip=SKIP)
+    check_method(Own(), skip=SKIP)
+
+
+class OfClasses(Own):
+    """Class scores alone, and it does not say so."""
+
+    name: Literal["of_classes"] = option("of_classes", "The method.")  # type: ignore[assignment]
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        made = super().build(learner, spec, meta_steps)
+
+        def step(state: Any, episodes: Any) -> Any:
+            raise IndexError("no axis of classes")
+
+        return made if spec.classification else made._replace(step=step)
+
+
+def test_a_method_of_classes_alone_is_asked_to_refuse_regression() -> None:
+    with pytest.raises(AssertionError, match=r"require_classes\(self.name, spec\)"):
+        check_method(OfClasses(), skip=SKIP)

@@ -17,6 +17,7 @@ from metalearn.inner.method import broadcast_task_state
 from metalearn.inner.rules import Adam
 from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in
+from metalearn.tasks import Sinusoid
 from metalearn.testing.clusters import Clusters
 from metalearn.tree import leaves, named_leaves
 from metalearn.types import Episode, Learner, MetaState, Method, NullLedger
@@ -54,6 +55,13 @@ class Case(NamedTuple):
         merged = {**self.options, **options}
         made = method_case(self.component, merged, norm=norm, dtype=dtype, name=self.name)
         return made._replace(training=self.training)
+
+    def on_values(self) -> Case:
+        """The same method on regression with one target; ConfigError where it refuses it."""
+        source = Sinusoid(shots=3, queries=4).build(dtype=F64)
+        learner = MLP(sizes=(8, 7), activation="tanh").build(source.spec)
+        method = build(self.component(**self.options), learner, source)
+        return self._replace(source=source, method=method)
 
     def state(self, seed: int = 0) -> MetaState:
         """A start that is as wide as the batches of tasks."""

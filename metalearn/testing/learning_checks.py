@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import learning_curve
 from metalearn.rng import fold_in, normal
 from metalearn.storage import checkpoint
@@ -51,6 +52,30 @@ def check_predictions_have_their_shape(given: Case) -> None:
         cut = predictions_of(given, state.meta, part, STEPS, keys)
         assert cut.shape == (TASKS, len(STEPS), count, spec.outputs)
         close(cut, few[:, :, :count])
+
+
+def check_regression_is_learned_or_refused(given: Case) -> None:
+    """On tasks with one target a step and a learning curve work, [T, P, M, 1].
+
+    Or `build` refuses them with a ConfigError, as require_classes does."""
+    try:
+        one = given.on_values()
+    except ConfigError:
+        return
+    try:
+        if one.method.step is not None:
+            one.step(one.state(), one.data(0))
+        found = learning_curve(one.method, one.state().meta, one.source, (0, 1), 2)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = (
+            "regression ends with an error: a method of classes alone refuses it in `build`, with"
+        )
+        raise AssertionError(
+            f"{text} metalearn.inner.requirements.require_classes(self.name, spec)"
+        ) from error
+    assert found.metric == "loss" and found.scores.shape == (2, 2)
 
 
 def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
