@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from metalearn.errors import did_you_mean
+from metalearn.errors import did_you_mean, explained_call
 from metalearn.types import Episode, EpisodeSpec, Key, Learner, Method, TaskSource, UpdateRule
 from metalearn.variable_tasks import Range, read_ranges, with_ranges
 
@@ -34,7 +34,18 @@ Engine = Literal["all", "head", "body"] | None
 LONGEST_VALUE = 60  # characters of a value in a message
 
 
-class Component(BaseModel):
+if TYPE_CHECKING:  # type checkers read arguments from the fields, where no __call__ stands
+    from pydantic._internal._model_construction import ModelMetaclass as ComponentType
+else:
+
+    class ComponentType(type(BaseModel)):
+        """The class of component classes: refuses options in the sentences of a file."""
+
+        def __call__(cls, *args, **options):
+            return explained_call(cls, super().__call__, args, options)
+
+
+class Component(BaseModel, metaclass=ComponentType):
     """A frozen, validated set of options; the subclasses below say what `build` makes of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)

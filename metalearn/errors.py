@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, get_args
 
 from metalearn.logger import log
 
@@ -42,6 +44,112 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}valid: {', '.join(names)}"
+
+
+Place = tuple[str, ...]  # keys on the way to a value
+SENTENCE = "sentence"  # the type of a problem whose text is one already
+
+
+def explained(kind: Any, problem: Any) -> tuple[Place, str]:
+    """One of pydantic's problems with the options of a component class, as (place, sentence)."""
+    place, got = [str(part) for part in problem["loc"]], problem.get("input")
+    owners, shown = _owners(kind, place)
+    where, text = tuple(shown), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        valid = getattr(owners[-1], "model_fields", ())
+        return where, f"unknown key; {did_you_mean(place[-1], valid)}"
+    if problem["type"] == "dict_type":
+        return where, f"must be a mapping (got {got!r})"
+    if problem["type"] in ("tuple_type", "list_type") and not isinstance(got, dict):
+        return where, f"must be a list, such as [{got}]"
+    text = re.sub("^Input should ", "must ", text)
+    teaches = isinstance(got, dict) or problem["type"] in ("value_error", SENTENCE)
+    return where, text if teaches else f"{text} (got {got!r})"
+
+
+def explained_call(
+    kind: type[Any], call: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """call(*args, **options), which makes a component; a ValidationError has sentences."""
+    from pydantic import ValidationError
+    from pydantic_core import PydanticCustomError
+
+    wrong = [name for name, value in options.items() if truth_for_number(kind, name, value)]
+    problems: list[tuple[Place, str]] = [((n,), no_truth(options[n])) for n in wrong]
+    rest = {name: value for name, value in options.items() if name not in wrong}
+    try:
+        made = call(*args, **rest)
+    except ValidationError as error:
+        # A class with an `__init__` of its own is called where its options are validated, too.
+        whole = None if args or kind.__pydantic_custom_init__ else rest
+        problems += sentences(kind, error, whole)
+    if problems:
+        lines: Any = [
+            {"type": PydanticCustomError(SENTENCE, "{text}", {"text": text}), "loc": place}
+            for place, text in problems
+        ]
+        raise ValidationError.from_exception_data(kind.__name__, lines, hide_input=True) from None
+    return made
+
+
+def sentences(kind: Any, error: Any, options: Mapping[str, Any] | None) -> list[tuple[Place, str]]:
+    """Every problem of the options of a component class, as (place, sentence).
+
+    So are the cross-field rules, which pydantic skips where a field is wrong, but for those about
+    a wrong field; None in the place of options leaves them out."""
+    from pydantic import ValidationError  # not for the commands that do without it
+
+    found: list[Any] = list(error.errors(include_url=False))
+    bad = {str(problem["loc"][0]) for problem in found if problem["loc"]}
+    if bad and options is not None:
+        try:
+            kind.model_validate({name: v for name, v in options.items() if name not in bad})
+        except ValidationError as other:
+            rules = [problem for problem in other.errors() if not problem["loc"]]
+            found += [one for one in rules if not any(name in one["msg"] for name in bad)]
+    return [explained(kind, problem) for problem in found]
+
+
+def truth_for_number(kind: Any, name: str, value: Any) -> bool:
+    """Whether a true or false stands where a field takes none: pydantic would read 1 or 0."""
+    given = value if isinstance(value, list | tuple) else [value]
+    info = kind.model_fields.get(name)
+    if info is None or not any(isinstance(one, bool) for one in given):
+        return False
+    return "bool" not in str(info.annotation) and "Any" not in str(info.annotation)
+
+
+def no_truth(value: Any) -> str:
+    """The sentence about a true or false in the place of a number."""
+    return f"must not be true or false (got {value!r})"
+
+
+def _owners(kind: Any, place: list[str]) -> tuple[list[Any], list[str]]:
+    """The component classes that the keys of a place belong to, and the place without tags.
+
+    The tag of a component that a table holds stands in pydantic's path after its field."""
+    owners, shown, rest = [kind], list[str](), list(place)
+    while rest:
+        shown.append(rest.pop(0))
+        info = getattr(owners[-1], "model_fields", {}).get(shown[-1])
+        if info is None or not rest:
+            break
+        table = _table_of(info)
+        if len(rest) > 1 and rest[0] in table:
+            owners.append(table[rest.pop(0)])
+        else:
+            owners.append(type(info.default))
+    return owners, [*shown, *rest]
+
+
+def _table_of(info: Any) -> dict[str, Any]:
+    """The components that a field takes, by their names; empty where it takes other values."""
+    waiting, found = [*info.metadata, info.annotation], dict[str, Any]()
+    while waiting:
+        part = waiting.pop()
+        found |= getattr(part, "table", None) or {}
+        waiting += get_args(part)
+    return found
 
 
 def first_line(error: BaseException) -> str:
