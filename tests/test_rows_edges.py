@@ -14,7 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 from metalearn.rng import fold_in
 from metalearn.storage.columns import read_columns
-from metalearn.tasks import Arrays
+from metalearn.tasks import Arrays, ImageFolder
 
 KEY = fold_in(17, "edges of rows")
 GENERATOR = np.random.default_rng(0)
@@ -64,6 +64,8 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
     ("data", "fields", "words"),
     [
         ((X, MISSING), {}, r"has no label in row 4 \('nan'; rename it if it is a class\): remove"),
+        ((X, X), {"group": MISSING}, r"^group: has no label in row 4"),
+        ((X, X), {"group": np.eye(12)[np.arange(60) // 5]}, r"^group: names the tasks and must be"),
         ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
         ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: pass \.to_dense"),
         ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),
@@ -207,3 +209,24 @@ def test_rows_of_a_path_have_the_hash_of_their_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=X + 1, y=Y)
     other = Arrays(**{**held.model_dump(), "path": str(tmp_path / "rows.npz")}).build()
     assert other.data_sha256 == Arrays(X + 1, Y, **SMALL).data_sha256 != held.data_sha256
+
+
+def test_shares_show_in_what_they_differ() -> None:
+    for kind in (Arrays, ImageFolder):
+        for shares, words in (
+            ((0.6, 0.2, 0.20001), "sum 1 .got 0.6, 0.2, 0.20001 with sum 1.00001"),
+            ((1.2, -0.2, 0.0), "numbers >= 0 with sum 1 .got 1.2, -0.2, 0 with sum 1"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                kind(path="rows", fractions=shares)  # type: ignore[operator]
+
+
+def test_a_gap_is_of_the_column_that_has_it(tmp_path: Path) -> None:
+    rows = [f"{row}.5,{row},{'' if row == 7 else row // 5}" for row in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,y,patient", *rows]))
+    task = Arrays(path=tmp_path / "rows.csv", group="patient")
+    with pytest.raises(ConfigError, match=r"^group: is empty in row 8: remove such rows"):
+        task.build()
+    (tmp_path / "rows.csv").write_text("\n".join(["a,patient,y", *rows]))
+    with pytest.raises(ConfigError, match=r"^target: column 'y' must contain numbers \(row 8"):
+        task.build()

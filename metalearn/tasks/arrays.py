@@ -23,7 +23,7 @@ from metalearn.storage.columns import (
     numbers,
     read_columns,
 )
-from metalearn.tasks.images import SPLITS, split_problem
+from metalearn.tasks.images import SPLITS, check_shares, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import (
     BY_FILE,
@@ -154,11 +154,7 @@ class Arrays(TaskComponent):
     @field_validator("fractions")
     @classmethod
     def _check_fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
-            raise ValueError(
-                f"fractions must be three numbers >= 0 with sum 1 (got sum {sum(value):g})"
-            )
-        return value
+        return check_shares(value)
 
     def build(
         self,
@@ -173,7 +169,7 @@ class Arrays(TaskComponent):
         columns = self._read()
         self._check_columns(columns)
         x = inputs_of(columns, self._inputs(columns), "inputs")
-        names, place = np.unique(names_of(columns[self.group or self._target]), return_inverse=True)
+        names, place = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
         splits = self._split(columns, names, place)
         chosen = splits[split]
         self._check(names, np.bincount(place), chosen, split)
@@ -328,7 +324,7 @@ class Arrays(TaskComponent):
         """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
         self._check_columns(columns)
-        names, place = np.unique(names_of(columns[self.group or self._target]), return_inverse=True)
+        names, place = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
         rows = np.isin(place, self._split(columns, names, place)["train"])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None

@@ -87,8 +87,7 @@ class ImageFolder(images.ImageTask):
     @field_validator("fractions")
     @classmethod
     def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
-            raise ValueError(f"must be three numbers >= 0 with sum 1 (got sum {sum(value):g})")
+        images.check_shares(value)
         return value
 
     def resolve(self, seed: int) -> ImageFolder:

@@ -92,6 +92,15 @@ def split_problem(split: str) -> list[tuple[str, str]]:
     return [] if split in SPLITS else [("split", text)]
 
 
+def check_shares(value: tuple[float, ...]) -> tuple[float, ...]:
+    """Shares of train, valid and test; ValueError where they are negative or their sum is not 1."""
+    if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+        shown = ", ".join(f"{share:g}" for share in value)
+        text = f"must be three numbers >= 0 with sum 1 (got {shown} with sum {sum(value):.9g})"
+        raise ValueError(text)
+    return value
+
+
 def episode_problems(
     ways: int,
     shots: int,

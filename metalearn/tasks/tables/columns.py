@@ -224,35 +224,36 @@ def hash_of(columns: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def names_of(column: Array) -> Array:
+def names_of(columns: dict[str, Array], group: str | None, target: str) -> Array:
     """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
+    place, column = ("group", columns[group]) if group else ("target", columns[target])
     column = column.reshape(len(column)) if column.size == len(column) else column
     if column.ndim > 1:
         text = f"names the tasks and must be one column (got {list(column.shape)})"
         text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
-        raise ConfigError(("target", text))
+        raise ConfigError((place, text))
     if (gone := np.flatnonzero(has_no_label(column))).size:
         text = "has no label" if str(column[gone[0]]).strip() else "is empty"
         text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
-        raise ConfigError(("target", text))
+        raise ConfigError((place, text))
     if column.dtype == object and _is_mixed(column.tolist()):
-        raise ConfigError(("target", "mixes strings with numbers: use labels of one type"))
+        raise ConfigError((place, "mixes strings with numbers: use labels of one type"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
-            raise ConfigError(("target", "contains labels that are not finite"))
-        refuse_rounded(column, "target")
+            raise ConfigError((place, "contains labels that are not finite"))
+        refuse_rounded(column, place)
         whole = (column == np.round(column)).all()
         column = column.astype(np.int64) if whole else column + 0.0  # -0 is 0
     names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
-    _check_names(sorted(set(names)))
+    _check_names(sorted(set(names)), place)
     return np.array(names)
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], place: str) -> None:
     """ConfigError for two that are written otherwise alone; a warning of what may be no label."""
     if pair := alike(names):
         text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
-        raise ConfigError(("target", f"{text}: use one spelling"))
+        raise ConfigError((place, f"{text}: use one spelling"))
     for name in names:
         if name.lower() in NO_VALUE:
             text = f"the label {name!r} is a class or group as any other"
