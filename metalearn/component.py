@@ -279,6 +279,11 @@ class MethodComponent(Component, ABC):
         """The update rule that it learns, if it learns one."""
         return None
 
+    @property
+    def rule_steps(self) -> int | None:
+        """The most steps that the learned rule is trained for; None where it learns none."""
+        return None
+
     def found_learner(
         self, genotype: tuple[int, ...], learner: Learner, spec: EpisodeSpec
     ) -> Learner:

@@ -6,11 +6,13 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from messages import collect_messages
 from torch import Tensor, nn
 
 from metalearn import LearnedOptimizer
@@ -19,13 +21,17 @@ from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import (
     LEARNED_RULES,
     LSTM,
+    Constant,
     Hyper,
     LearnedAdam,
     LearnedRates,
     LearnedSGD,
+    LearnOptimizer,
+    LearnToOptimize,
 )
 from metalearn.learned_optimizers.inner_run import clip_or_zero
 from metalearn.rng import fold_in, normal
+from metalearn.run.trained import learned_optimizer
 
 F64 = torch.float64
 X, Y = normal(fold_in(0, "x"), (12, 3), F64), normal(fold_in(0, "y"), (12, 2), F64)
@@ -337,3 +343,37 @@ def test_an_outer_gradient_too_long_to_measure_counts_as_not_finite() -> None:
     grads, metrics = clip_or_zero({"a": torch.tensor([3.0, 4.0])}, clip=1.0)
     assert metrics["grad_norm"] == 5 and metrics["grad_not_finite"] == 0
     torch.testing.assert_close(grads["a"], torch.tensor([0.6, 0.8]))
+
+
+def test_steps_beyond_those_that_were_announced_are_warned_of_once() -> None:
+    network, messages = module(), collect_messages()
+    optimizer = optimizer_of(LearnedSGD(), network, num_steps=2)
+    train(network, optimizer, 2)
+    assert messages == []
+    again = optimizer_of(LearnedSGD(), network, num_steps=2)
+    again.load_state_dict(optimizer.state_dict())
+    train(network, again, 3)
+    assert len(messages) == 1 and "step 3 of a learned optimizer" in messages[0], messages
+    assert "num_steps=2" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "most"),
+    [
+        (LearnToOptimize, {"inner_steps": 7}, 7),
+        (LearnOptimizer, {"unroll": 5, "horizon": Constant(steps=10)}, 10),
+    ],
+)
+def test_more_steps_than_a_rule_was_learned_for_are_warned_of(
+    method: Any, options: Any, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = LearnedSGD()
+    run = SimpleNamespace(base_method=method(rule=rule, **options))
+    monkeypatch.setattr(learned_optimizer, "found_in", lambda path: (rule, theta_of(rule)))
+    monkeypatch.setattr(learned_optimizer, "stored_experiment", lambda folder: run)
+    messages = collect_messages()
+    LearnedOptimizer.load(tmp_path, module().named_parameters(), num_steps=most)
+    assert messages == []
+    LearnedOptimizer.load(tmp_path, module().named_parameters(), num_steps=most + 1)
+    (message,) = messages
+    assert f"runs of at most {most} steps" in message and f"num_steps={most + 1}" in message

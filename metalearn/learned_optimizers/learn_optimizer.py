@@ -161,6 +161,10 @@ class LearnOptimizer(MethodComponent):
         return self.rule
 
     @property
+    def rule_steps(self) -> int:
+        return self.horizon.longest
+
+    @property
     def factors(self) -> dict[str, str]:
         return {"start": "random", "optimizer": self.rule.name}
 

@@ -127,6 +127,10 @@ class LearnToOptimize(MethodComponent):
         return self.rule
 
     @property
+    def rule_steps(self) -> int:
+        return max(self.inner_steps, self.losses_at[-1])
+
+    @property
     def factors(self) -> dict[str, str]:
         return {"start": LABELS[self.init], "optimizer": self.rule.name}
 

@@ -23,6 +23,7 @@ from metalearn.types import Params, State, UpdateRule
 
 OPTIONS = {"lr": 1.0, "weight_decay": 0.0}  # of a group, with their defaults
 STATE = "rule"  # key of the rule's state, by name, in the state of the first parameter
+COUNT = "steps"  # key of the number of steps made, beside it
 DTYPES = (torch.float32, torch.float64)  # second moments underflow in fewer bits
 HALF = (torch.float16, torch.bfloat16)
 
@@ -127,6 +128,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state = self._state(rule, params)
         updates, state = rule.update(grads, state, params, value)
         self.state[like][STATE] = named_leaves(state)
+        self._count_step(like)
         options = self._options()
         for name, param in params.items():
             if param.grad is not None and param.requires_grad:
@@ -135,6 +137,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     param.mul_(1 - factor * decay)
                 param.add_(updates[name], alpha=factor)
         return loss
+
+    def _count_step(self, first: Tensor) -> None:
+        """Warn at the first step after `num_steps`."""
+        count = self.state[first].get(COUNT, 0) + 1
+        self.state[first][COUNT] = count
+        steps = self.param_groups[0]["num_steps"]
+        if count == steps + 1:
+            text = (
+                f"step {count} of a learned optimizer that was made for num_steps={steps}: beyond"
+            )
+            log.warning(f"{text} them it may diverge; give num_steps as the number of all steps")
 
     def _options(self) -> dict[Tensor, tuple[float, float]]:
         """(factor on the updates, weight decay) of each parameter."""

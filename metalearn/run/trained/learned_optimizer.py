@@ -8,6 +8,7 @@ from typing import Any
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import torch_optimizer
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent, Theta
+from metalearn.logger import log
 from metalearn.run.directory import stored_experiment
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
@@ -21,9 +22,11 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
         """Load the optimizer of a run directory, a checkpoint in it, or a saved file.
 
         `num_steps` is the total number of steps that will be made; a rule that was trained on
-        shorter runs may perform worse."""
+        shorter runs may perform worse, and a warning is logged."""
         rule, theta = found_in(Path(path))
-        return cls(params, rule, theta, num_steps)
+        made = cls(params, rule, theta, num_steps)
+        _warn_beyond(Path(path), num_steps)
+        return made
 
 
 def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
@@ -32,10 +35,26 @@ def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
     ConfigError where there is none."""
     if path.is_dir():
         return _from_run(path, _tested(path), path)
-    home = path.parent.parent
-    if path.parent.name == "checkpoints" and (home / "config.yaml").is_file():
-        return _from_run(home, path, path)
+    if _is_checkpoint(path):
+        return _from_run(path.parent.parent, path, path)
     return torch_optimizer.read(path)
+
+
+def _warn_beyond(path: Path, num_steps: int) -> None:
+    """Warn where the rule of a run was learned for fewer steps; a saved file does not know."""
+    if not (path.is_dir() or _is_checkpoint(path)):
+        return
+    home = path if path.is_dir() else path.parent.parent
+    trained = stored_experiment(home).base_method.rule_steps
+    if trained is not None and num_steps > trained:
+        text = f"num_steps={num_steps}, and the rule was learned for runs of at most {trained}"
+        log.warning(f"{home}: {text} steps: look at the loss, it may diverge beyond them")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it lies in the checkpoints of a run directory."""
+    home = path.parent.parent
+    return path.parent.name == "checkpoints" and (home / "config.yaml").is_file()
 
 
 def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleComponent, Theta]:
