@@ -252,3 +252,12 @@ def test_images_with_channels_last_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"looks like \[H, W, channels\].*transpose"):
         Conv4().build(spec)
     assert Conv4().build(replace(spec, x_shape=(6, 32, 1))).x_shape == (6, 32, 1)
+
+
+@pytest.mark.parametrize("name", ["mlp", "sized_mlp", "conv4"])
+def test_integer_inputs_are_refused_with_their_dtype(name: str) -> None:
+    spec = VECTOR if "mlp" in name else IMAGE
+    learner = MODELS[name]().build(spec)
+    x = torch.ones(2, *spec.x_shape, dtype=torch.uint8 if name == "conv4" else torch.int64)
+    with pytest.raises(ConfigError, match=r"^inputs: are (uint8|int64), .* give x.float\(\)"):
+        learner.apply(learner.init(KEY), x)

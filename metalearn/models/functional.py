@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn import padding, rng
+from metalearn.errors import ConfigError
 from metalearn.models.init import Scheme, start
 from metalearn.models.norm import Norm, Policy
 from metalearn.models.threads import functional_call
@@ -42,7 +43,7 @@ def module_learner(
     for name in norms:
         body.get_submodule(name).stated_name = name  # type: ignore[assignment]
     body.head = nn.Identity()
-    run = by_policy(policy, lambda params, x, rows: _call(body, params, x, rows))
+    run = by_policy(policy, lambda params, x, rows: _call(body, params, require_floats(x), rows))
 
     def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
         return run(params, x, context)
@@ -58,6 +59,16 @@ def module_learner(
         return scope.updated(params)
 
     return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+
+
+def require_floats(x: Tensor) -> Tensor:
+    """Inputs of layers that multiply numbers; ConfigError for integers, which a layer looks up."""
+    if x.is_floating_point():
+        return x
+    kind = str(x.dtype).removeprefix("torch.")
+    text = f"are {kind}, and this network multiplies floats: give x.float() for numbers (pixels of"
+    text += " 0..255 divided by 255), or a module with an embedding for numbers of words"
+    raise ConfigError(("inputs", text))
 
 
 def _start(

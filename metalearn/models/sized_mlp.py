@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from metalearn import rng
 from metalearn.component import ModelComponent, option
+from metalearn.models.functional import require_floats
 from metalearn.models.mlp import ACTIVATIONS
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
@@ -74,7 +75,7 @@ class SizedMLP(ModelComponent):
 
         def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
             del context
-            z = x.flatten(1)
+            z = require_floats(x).flatten(1)
             for place in range(layers):
                 z = activation(
                     F.linear(z, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"])
