@@ -83,7 +83,23 @@ def test_a_diverging_training_ends_with_3_and_says_what_to_try(metalearn: Comman
         assert all(
             strict(line) for line in (metalearn.folder / "wild" / name).read_text().splitlines()
         )
+    assert "no checkpoint was saved before it, the seeds of its tasks in" in done.err
     assert metalearn("resume", "wild").code == 3
+
+
+def test_a_trained_run_whose_test_is_not_finite_ends_with_3_and_is_kept(
+    metalearn: Commands,
+) -> None:
+    """Training makes one small step, the test many that overflow."""
+    data = sinusoid(method={"inner_lr": 10, "inner_steps": 1}, evaluate={"steps": [0, 60]})
+    done = metalearn("train", write(metalearn.folder, "late", data), "--out", "late")
+    assert done.code == 3, done
+    assert "after 60 steps is not finite, 100.0% of the test tasks diverged" in done.err
+    assert "the result is in" in done.err and "loss not finite" in done.out
+    result = strict((metalearn.folder / "late" / "result.json").read_text())
+    assert result["headline"]["value"] is None
+    again = metalearn("train", metalearn.folder / "late.yaml", "--out", "late")
+    assert again.code == 0 and "left alone" in again.err  # a finished run
 
 
 def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) -> None:
@@ -91,7 +107,7 @@ def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) ->
         metalearn.folder, "scratch", sinusoid(method={"name": "scratch", "inner_lr": 1e30})
     )
     done = metalearn("train", file, "--out", "scratch")
-    assert done.code == 0, done.err
+    assert done.code == 0 and "warning: scratch seed 0: loss after" in done.err, done.err
     result = strict((metalearn.folder / "scratch" / "result.json").read_text())
     assert result["test"]["diverged"][0] < 1 and result["test"]["diverged"][-1] == 1
     assert result["headline"]["value"] is None and result["test"]["loss"][-1] is None

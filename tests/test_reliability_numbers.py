@@ -36,6 +36,7 @@ def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
         ended.code == 3
         and "query_loss not finite at step 7" in ended.err
         and "nan.jsonl" in ended.err
+        and "the checkpoints before it are in" in ended.err
     ), ended
     (row,) = nan_lines(folder)
     assert row["policy"] == "raise" and [batch["step"] for batch in row["batches"]] == [6, 7]

@@ -222,11 +222,11 @@ def test_shares_show_in_what_they_differ() -> None:
 
 
 def test_a_gap_is_of_the_column_that_has_it(tmp_path: Path) -> None:
-    rows = [f"{row}.5,{row},{'' if row == 7 else row // 5}" for row in range(60)]
-    (tmp_path / "rows.csv").write_text("\n".join(["a,y,patient", *rows]))
-    task = Arrays(path=tmp_path / "rows.csv", group="patient")
-    with pytest.raises(ConfigError, match=r"^group: is empty in row 8: remove such rows"):
-        task.build()
-    (tmp_path / "rows.csv").write_text("\n".join(["a,patient,y", *rows]))
-    with pytest.raises(ConfigError, match=r"^target: column 'y' must contain numbers \(row 8"):
-        task.build()
+    rows = [f"{row}.5,{'' if row == 7 else row // 5},{row // 5}" for row in range(60)]
+    for header, words in (
+        ("a,patient,y", r"^group: is empty in row 8: remove such rows"),
+        ("a,y,patient", r"^target: column 'y' must contain numbers \(row 8"),
+    ):
+        (tmp_path / "rows.csv").write_text("\n".join([header, *rows]))
+        with pytest.raises(ConfigError, match=words):
+            build(path=tmp_path / "rows.csv", group="patient")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from metalearn.compare.compare import check, line
+from metalearn.compare.compare import check, line, require_finite
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.controls import with_controls
 from metalearn.component import Component
@@ -70,14 +70,17 @@ def train(
     if dry_run:
         print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
         return
+    results = []
     for one, folder in todo:
         if ranks.on_rank0(partial(status, folder, one)) == "finished":
             log.info(f"{folder}: already finished with this config; skipped")
             if why := ranks.on_rank0(partial(changed_data_of, folder, parts)):
                 log.warning(f"{folder}: was made with {why}: choose another --out to train on them")
             continue
-        print(line(run_one(one, folder, parts, ranks=ranks)))
+        results.append((folder, run_one(one, folder, parts, ranks=ranks)))
+        print(line(results[-1][1]))
         print(f"run directory: {folder}")
+    require_finite(results)
 
 
 def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> None:
@@ -140,8 +143,10 @@ def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None
     if stored is None:
         log.info(f"{folder}: this run is finished")
         return
-    print(line(run_one(parse(stored).experiments[0], folder, ranks=ranks)))
+    result = run_one(parse(stored).experiments[0], folder, ranks=ranks)
+    print(line(result))
     print(f"run directory: {folder}")
+    require_finite([(folder, result)])
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
 from metalearn.run.directory import status, why_other
 from metalearn.run.run import locked, run_locked
+from metalearn.storage import checkpoint
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, log_page
 
@@ -133,3 +135,25 @@ def line(result: dict[str, Any]) -> str:
         f"{head['step']} steps, "
         f"{result['episodes']['count']} tasks, normalisation {result['normalisation']}"
     )
+
+
+def require_finite(results: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Diverged where trained runs have no finite headline value, after all results are written.
+
+    Of a method that learns nothing across tasks, diverging is the finding: it is a warning."""
+    problems = []
+    for folder, result in results:
+        head, test = result["headline"], result["test"]
+        if head["value"] is not None:
+            continue
+        share = test["diverged"][test["steps"].index(head["step"])]
+        text = f"{result['label']} seed {result['seed']}: {head['metric']} after {head['step']} "
+        text += f"steps is not finite, {share:.1%} of the test tasks diverged: try a smaller "
+        text += f"method.inner_lr or an earlier evaluate.headline_step; the result is in {folder}"
+        trained = any(step > 0 for step in checkpoint.steps_in(folder / "checkpoints"))
+        if trained:
+            problems.append(text)
+        else:
+            log.warning(text)
+    if problems:
+        raise Diverged("\n".join(problems))

@@ -36,6 +36,7 @@ from metalearn.run.nonfinite_log import log_path, log_step
 from metalearn.run.plan import Execution, replan_if_slow
 from metalearn.run.progress import Progress
 from metalearn.run.signals import finishing_step, stop
+from metalearn.storage.checkpoint import steps_in
 from metalearn.tree import tree_map
 from metalearn.types import EpisodeSpec, MetaState, Metrics
 
@@ -151,9 +152,11 @@ def _raise_diverged(job: Job) -> Iterator[None]:
     except NotFinite as raised:
         error = raised  # for the closure below
         job.ranks.on_rank0(lambda: log_step(job, "raise", error.step))
+        saved = f"the checkpoints before it are in {job.checkpoints}"
+        saved = saved if steps_in(job.checkpoints) else "no checkpoint was saved before it"
         raise Diverged(
-            f"{error}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before "
-            f"it are in {job.checkpoints}, the seeds of its tasks in {log_path(job)}"
+            f"{error}: try a smaller method.inner_lr or method.outer.lr; {saved}, the seeds of its "
+            f"tasks in {log_path(job)}"
         ) from error
 
 
