@@ -116,7 +116,7 @@ def _render_question(
 
 def draw(section: Section, prefix: str = "") -> dict[str, str]:
     """Draw every figure that the section has the numbers for, as standalone SVG, by name."""
-    figures = {name: figure((section.groups, section.found)) for name, figure in FIGURES.items()}
+    figures = {name: figure((section.groups, section.results)) for name, figure in FIGURES.items()}
     return {name: svg(one, prefix + name) for name, one in figures.items() if one is not None}
 
 
@@ -126,9 +126,9 @@ def _shared_context(section: Section) -> Json:
     return {
         "title": section.title,
         "groups": section.groups,
-        "found": section.found,
+        "results": section.results,
         "lines": section.lines,
-        "lacking": [name for name in Comparison.model_fields if name not in section.found],
+        "lacking": [name for name in Comparison.model_fields if name not in section.results],
         "task": {"queries": None, "split": None, **first.task},
         "episodes": {"count": None, "seed": None, "fingerprint": None}
         | (first.result.get("episodes") or {}),
@@ -142,16 +142,16 @@ def _shared_context(section: Section) -> Json:
 
 def _best_row(section: Section) -> Json:
     """Return what the first sentence says: the best row, its margins, its cost."""
-    ranked = section.ranked
-    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.found["paired"]}
-    rival = pairs.get(frozenset(group.label for group, _ in ranked[:2]))
-    scratch = next((row for row in ranked if row[0].first.family == "scratch"), None)
+    ranking = section.ranking
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.results["paired"]}
+    rival = pairs.get(frozenset(group.label for group, _ in ranking[:2]))
+    scratch = next((row for row in ranking if row[0].first.family == "scratch"), None)
     return {
-        "ranked": ranked,
+        "ranking": ranking,
         "scratch": scratch,
-        "margin": _margin(ranked[0][0].label, scratch[0].label, pairs) if scratch else None,
+        "margin": _margin(ranking[0][0].label, scratch[0].label, pairs) if scratch else None,
         "rival": rival if rival and rival["ci95"] else None,
-        "spent": _up_front_seconds(ranked[0][0]) if ranked else [],
+        "up_front": _up_front_seconds(ranking[0][0]) if ranking else [],
     }
 
 

@@ -22,7 +22,7 @@ class Points(NamedTuple):
     """One table."""
 
     title: str
-    opened: bool
+    is_open: bool
     heads: list[str]
     rows: list[PointRow]
 

@@ -38,7 +38,7 @@ def section(title: str, *, template: str = "") -> Callable[[Data], Question]:
         file in templates/questions/); default: a list of the names and their values.
 
     `rows.groups` are the methods of one comparison, best first, each with its runs, and
-    `rows.found` is the content of comparison.json; `pages` has the `rows` of every comparison in
+    `rows.results` is the content of comparison.json; `pages` has the `rows` of every comparison in
     the report. The section appears once the module that defines it is imported: by `--plugin`,
     `plugins:`, or an entry point of metalearn.report.
 

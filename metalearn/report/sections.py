@@ -18,7 +18,7 @@ class Section:
 
     title: str
     groups: list[Group]
-    found: Json  # comparison.json, or what it would hold
+    results: Json  # comparison.json, or what it would hold
     comparison: bool
 
     @property
@@ -33,10 +33,10 @@ class Section:
     @property
     def lines(self) -> dict[str, Json]:
         """The summary by label."""
-        return {line["label"]: line for line in self.found["summary"]}
+        return {line["label"]: line for line in self.results["summary"]}
 
     @property
-    def ranked(self) -> list[tuple[Group, Json]]:
+    def ranking(self) -> list[tuple[Group, Json]]:
         """Rows with a defined headline value and their summaries, the best first."""
         rows = [(group, self.lines[group.label]) for group in self.groups]
         return [(group, line) for group, line in rows if line["value"] is not None]

@@ -65,7 +65,7 @@ def settings(sections: Sequence[Section]) -> list[Json]:
     rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
     for section in sections:
-        ranking, task = section.ranked, section.groups[0].first.task
+        ranking, task = section.ranking, section.groups[0].first.task
         if len(ranking) < 2:
             continue
         source = str(task.get("source"))

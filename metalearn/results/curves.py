@@ -52,7 +52,7 @@ def mean_curve(group: Group) -> MeanCurve:
     same = [run for run in group.runs if run.steps == steps]
     lines = [[at(run.test.get(name), place) for place in range(len(steps))] for run in same]
     means = [mean([line[place] for line in lines]) for place in range(len(steps))]
-    scores = None if use_converged else group.pooled(group.metric)
+    scores = None if use_converged else group.pooled_scores(group.metric)
     if scores is not None:
         widths: list[float | None] = [stats.number(width) for width in stats.ci95(scores.mean(0))]
     else:
@@ -65,7 +65,7 @@ def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
     """Return the mean over seeds and tasks, with its 95 % interval, against mean cost.
 
     A method without steps is one point. None without scores or costs."""
-    scores = group.pooled(group.metric)
+    scores = group.pooled_scores(group.metric)
     learn_costs = [learning_cost(run, axis) for run in group.runs]
     predict_cost = mean([prediction_cost(run, axis) for run in group.runs])
     if (

@@ -138,7 +138,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     name = "loss_converged" if use_converged else metric
     values = [at(run.test.get(name), point) for run in row.runs]
     halves = [at(run.test.get(f"{name}_ci95"), point) for run in row.runs]
-    scores = None if use_converged else row.pooled(metric)
+    scores = None if use_converged else row.pooled_scores(metric)
     estimate = None if scores is None else random_effects.estimate(scores[:, :, point])
     return {
         **_schedule(reduced, (first.result.get("facts") or {}).get("pixels", "")),
@@ -157,7 +157,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         if estimate and estimate.ci95 and estimate.seeds > 1
         else None,
         "converged_only": use_converged,
-        "tasks": row.tested_on,
+        "tasks": row.test_tasks,
         "published": published,
         "published_ci95": head.get("published_ci95") if step == head["step"] else None,
         "source": head.get("source") or "",
@@ -259,7 +259,7 @@ def _row(row: Group, line: Mapping[str, Any]) -> Json:
     keys = ("label", "value", "ci95_tasks", "ci95_seeds", "interval", "per_seed", "step")
     return {
         **{name: line.get(name) for name in keys},
-        "tasks": row.tested_on,
+        "tasks": row.test_tasks,
         "flops_before": mean(before),
         "flops_task": mean(at_headline),
         **_by_source(row),

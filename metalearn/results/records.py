@@ -177,7 +177,7 @@ class Group:
         return sorted({run.headline_step for run in self.runs})
 
     @property
-    def tested_on(self) -> int:
+    def test_tasks(self) -> int:
         """The smallest number of test tasks of its seeds."""
         return min(run.episodes for run in self.runs)
 
@@ -197,7 +197,7 @@ class Group:
     def higher_better(self) -> bool:
         return self.metric == "accuracy"
 
-    def pooled(self, metric: str) -> Array | None:
+    def pooled_scores(self, metric: str) -> Array | None:
         """Return scores [S, E, P] if every seed has them for the same tasks and steps, else
         None."""
         tables = [run.scores_of(metric) for run in self.runs]

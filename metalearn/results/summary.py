@@ -58,7 +58,11 @@ def _likelihood(group: Group) -> Json:
     """Return `nll`, its half width over tasks that no seed excludes, and the others' fraction."""
     names = ("nll", "nll_ci95", "nll_left_out")
     values = {name: _test_value(group, name) for name in names}
-    if len(group.runs) == 1 or values["nll"] is None or (scores := group.pooled("nll")) is None:
+    if (
+        len(group.runs) == 1
+        or values["nll"] is None
+        or (scores := group.pooled_scores("nll")) is None
+    ):
         return values
     column = np.stack([part[:, run.headline_point] for part, run in zip(scores, group.runs)])
     finite = np.isfinite(column).all(0)

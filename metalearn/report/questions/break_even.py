@@ -17,11 +17,11 @@ from metalearn.results.records import Json
 )
 def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     """Break-even counts of pairs."""
-    common = rows.found.get("break_even_common") or rows.found["break_even"]
-    by_queries = [row for row in rows.found["break_even"] if row.get("by_queries")]
+    common = rows.results.get("break_even_common") or rows.results["break_even"]
+    by_queries = [row for row in rows.results["break_even"] if row.get("by_queries")]
     counts = [one["queries"] for one in by_queries[0]["by_queries"]] if by_queries else []
     return {
-        "repaid": {axis: break_even_matrix(rows.groups, common, axis) for axis in AXES},
-        "asked": by_queries,
+        "matrices": {axis: break_even_matrix(rows.groups, common, axis) for axis in AXES},
+        "by_queries": by_queries,
         "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
     }

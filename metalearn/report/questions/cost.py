@@ -24,5 +24,5 @@ def cost(rows: Section, pages: Sequence[Section]) -> Json:
         "before": BEFORE,
         "devices": sorted(devices - {""}),
         "timings": timings,
-        "given": pretrained_rows,
+        "pretrained": pretrained_rows,
     }

@@ -25,7 +25,7 @@ def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
         "searched" if any(map(has_search, group.runs)) else run_family(group.first)
         for group in groups
     }
-    budgets = (rows.found.get("equal_compute") or {"rows": []})["rows"]
+    budgets = (rows.results.get("equal_compute") or {"rows": []})["rows"]
     columns = [
         [value for value in column if value is not None]
         for column in zip(*(row["values"] for row in budgets))

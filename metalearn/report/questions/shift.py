@@ -13,4 +13,4 @@ from metalearn.results.records import Json
 @section("Do the results hold under a shift to other tasks?", template="shift.html.j2")
 def shift(rows: Section, pages: Sequence[Section]) -> Json:
     """Runs that were tested on another source."""
-    return {"shifted": scores_across_sources(rows.groups)}
+    return {"source_scores": scores_across_sources(rows.groups)}

@@ -19,10 +19,10 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
     heads = [run.result["headline"] for run in rows.runs]
     labels_with_validation = {run.label for run in rows.runs if run.valid("valid")}
     return {
-        "differences": paired_matrix(groups, rows.found["paired"], rows.up),
-        "curve_points": curve_points(groups, rows.found),
+        "differences": paired_matrix(groups, rows.results["paired"], rows.up),
+        "curve_points": curve_points(groups, rows.results),
         "several_seeds": any(len(group.runs) > 1 for group in groups),
-        "most_tasks": max(group.tested_on for group in groups),
+        "most_tasks": max(group.test_tasks for group in groups),
         "nll": any(line.get("nll") is not None for line in rows.lines.values()),
         "calibrated": any(
             line.get("calibration_error") is not None for line in rows.lines.values()

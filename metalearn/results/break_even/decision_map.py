@@ -63,7 +63,7 @@ def find_candidates(
 
 def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Candidate | str:
     """Return a row as a candidate, or a sentence that says why it is none."""
-    table = group.pooled(metric)
+    table = group.pooled_scores(metric)
     if table is None:
         return f"no scores of {metric} for the same tasks and steps from every seed"
     costs = [_costs(run, axis) for run in group.runs]

@@ -63,7 +63,7 @@ def stopped_outcomes(
         return None
     if stop == "solved":
         return earliest_outcomes(group, target, axis, last=last)
-    table, outcomes = group.pooled(target["metric"]), []
+    table, outcomes = group.pooled_scores(target["metric"]), []
     for place, run in enumerate(group.runs):
         learn_cost, predict_cost = (
             learning_cost(run, axis),
@@ -92,7 +92,7 @@ def earliest_outcomes(
     This is what an ideal stopping rule would reach. Curves end at the point `last`, by default
     their last."""
     end = None if last is None else last + 1
-    table, outcomes = group.pooled(target["metric"]), []
+    table, outcomes = group.pooled_scores(target["metric"]), []
     for place, run in enumerate(group.runs):
         learn_cost = learning_cost(run, axis)
         if learn_cost is None or table is None:
@@ -108,7 +108,7 @@ def earliest_outcomes(
 
 def solve_statistics(group: Group, target: Json) -> SolvedTasks | None:
     """Return the statistics of solved tasks of one label, or None without scores."""
-    table = group.pooled(target["metric"])
+    table = group.pooled_scores(target["metric"])
     if table is None:
         return None
     up = target["metric"] == "accuracy"

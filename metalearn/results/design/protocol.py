@@ -15,7 +15,7 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
     rows."""
     topics = {
         "seeds": _describe_counts(groups, lambda group: len(group.runs), "seed"),
-        "test tasks": _describe_counts(groups, lambda group: group.tested_on, "task"),
+        "test tasks": _describe_counts(groups, lambda group: group.test_tasks, "task"),
         "validation tasks": _by_value(groups, _describe_validation),
         "queries": _describe_queries(groups[0].first),
         "levels": ", ".join(f"{level:.4g}" for level in levels),
