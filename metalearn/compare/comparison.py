@@ -19,7 +19,7 @@ from metalearn.results.costs import AXES, learning_cost, up_front_cost
 from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 
-LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns beside the metric
+LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns next to the metric
 
 
 class Comparison:

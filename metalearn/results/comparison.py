@@ -32,7 +32,7 @@ from metalearn.storage.schema import Request, checked
 FILE = "comparison.json"
 # Of intervals and verdicts. 2: two-way random effects, Fieller, contrasts with Holm. 3: verdicts of
 # break-even for contrasts alone, in seconds only from rows that were timed in turns. 4: limits
-# of shares of solved tasks by Wilson, and of the counts made of them.
+# of fractions of solved tasks by Wilson, and of counts computed from them.
 RULES = 4
 
 

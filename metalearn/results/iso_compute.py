@@ -76,7 +76,7 @@ def last_score_within(run: Run, budget: float, tasks: int) -> Score:
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not points:
         return Score(None, None)
-    # spent before this row's own first step, whatever its phase
+    # the cost before this row's own first step, in any phase
     flops_at_start = run.result.get("started") or {}
     training = sum(
         float(_own_cost(run, phase).get("flops") or 0) - float(flops_at_start.get(phase) or 0)

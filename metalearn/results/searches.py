@@ -32,7 +32,7 @@ def tuning_flops(run: Run) -> float | None:
 
 
 def has_search(run: Run) -> bool:
-    """Return whether a run spent anything on searching architectures."""
+    """Return whether a run has a cost of searching architectures."""
     entry = run.phase("search")
     return bool(entry.get("seconds") or (entry.get("once") or {}).get("seconds"))
 

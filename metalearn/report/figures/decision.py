@@ -17,7 +17,7 @@ from metalearn.report.numbers import level
 from metalearn.results.records import Json
 
 MAPS: dict[Axis, str] = {"flops": "decision_map", "seconds": "decision_map_seconds"}
-MOST_LABELS = 7  # targets written beside a panel
+MOST_LABELS = 7  # targets written next to a panel
 HATCH = "////"  # where the bootstrap does not settle the winner
 
 

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, markers, type; and its SVG.
+"""The style of every figure: colours, markers, fonts; and its SVG.
 
 Deterministic: a fixed salt for identifiers, no dates; text stays text."""
 

@@ -32,7 +32,7 @@ class SweepData:
     goal: str
     best: int | None
     trials: list[Json]
-    # trial -> (meta-step, metric) of looks
+    # trial -> (meta-step, metric) of each validation
     curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     importance: dict[str, float] = field(default_factory=dict)
 

@@ -45,7 +45,7 @@ class Recommendation(NamedTuple):
     total: float | None = None
     interval: tuple[float, float] | None = None  # 95 %; None with one seed
     share: float | None = None  # of draws in which it alone is the cheapest
-    solved: float | None = None  # share of the test tasks that it solves
+    solved: float | None = None  # fraction of the test tasks that it solves
     runner_up: str | None = None
     runner_up_total: float | None = None
     runner_up_step: int | None = None  # as `step`

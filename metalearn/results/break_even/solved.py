@@ -29,7 +29,7 @@ class SolvedTasks(NamedTuple):
     median: dict[str, float | None]  # axis -> cost by which half of the tasks are solved
     restricted: dict[str, float | None]  # axis -> mean cost up to the target or the cap
     cap: int  # steps
-    within: dict[str, Share | None]  # axis -> share of tasks solved by each cost
+    within: dict[str, Share | None]  # axis -> fraction of tasks solved by each cost
 
 
 def point_of(run: Run) -> int:
