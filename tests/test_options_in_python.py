@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import metalearn as ml
 from metalearn.config.experiment import parse
@@ -29,7 +30,7 @@ OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"outer": 3}, ("must be a mapping with a name, one of sgd, momentum, adam (got 3)",)),
     (
         {"inner": {"name": "adam"}, "inner_lr": 0.5, "inner_steps": "x"},
-        ("must be a valid integer", "leave out inner_lr"),
+        ("must be a valid integer", "omit inner_lr"),
     ),
     ({"inner_lr": True, "inner_step": 1}, ("true or false", "did you mean 'inner_steps'?")),
 ]
@@ -62,6 +63,6 @@ def test_components_inside_components_are_explained() -> None:
 def test_fields_of_truth_take_true_and_positions_stay_as_they_are() -> None:
     assert ml.algorithms.MAML(first_order=True).first_order
     with pytest.raises(ValueError, match="did you mean 'head'"):
-        ml.models.Module(ml.models.MLP, heaad="new")  # the module by its position
+        ml.models.Module(torch.nn.Linear(6, 2), heaad="new")  # the module by its position
     with pytest.raises(TypeError, match="positional"):
         ml.models.MLP(5)  # type: ignore[call-arg]
