@@ -32,40 +32,40 @@ THREADS = "METALEARN_SWEEP_THREADS"
 def sweep(
     name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequence[str] | None
 ) -> bool:
-    """Run a sweep here, on a cluster, or by W&B's own agents; False where every trial failed."""
-    found = read(name)
+    """Run a sweep here, on a cluster, or with W&B's agents; returns False if all trials failed."""
+    config = read(name)
     if wandb:
-        hand_over(found)
+        register_with_wandb(config)
         return True
-    folder = out or Path("runs") / found.name
+    folder = out or Path("runs") / config.name
     if slurm is not None:
         from metalearn.sweep.slurm import submit
 
-        submit(found, folder, workers, slurm)
+        submit(config, folder, workers, slurm)
         return True
-    run_sweep(found, folder, workers)
+    run_sweep(config, folder, workers)
     if THREADS in os.environ:
         return True  # the parent concludes
-    print(conclusion(found, folder))
+    print(conclusion(config, folder))
     page = write_sweep_report([folder], folder / "report.html")
-    log_page(with_group(found, found.experiment, folder), found.name, folder, page)
+    log_page(with_group(config, config.experiment, folder), config.name, folder, page)
     print(f"report: {page}")
-    return any(row["state"] != "failed" for row in TrialQueue(found, folder).records())
+    return any(row["state"] != "failed" for row in TrialQueue(config, folder).records())
 
 
-def run_sweep(found: Sweep, folder: Path, workers: int) -> None:
-    """Run what is left of a sweep, in this process or in several."""
-    claim_folder(found, folder)
+def run_sweep(config: Sweep, folder: Path, workers: int) -> None:
+    """Run the remaining trials of a sweep, in this process or in several."""
+    claim_folder(config, folder)
     if workers == 1:
-        given = os.environ.get(THREADS, "")
-        work(found, folder, int(given) if given.isdigit() and given != "0" else None)
+        threads = os.environ.get(THREADS, "")
+        work(config, folder, int(threads) if threads.isdigit() and threads != "0" else None)
     else:
-        _Workers(found, folder, workers).run()
+        _Workers(config, folder, workers).run()
 
 
-def conclusion(found: Sweep, folder: Path) -> str:
-    """The counts of trials, the best one, notes, and where everything is."""
-    queue, metric = TrialQueue(found, folder), found.metric
+def conclusion(config: Sweep, folder: Path) -> str:
+    """Return the counts of trials, the best trial, notes, and the path of sweep.json as text."""
+    queue, metric = TrialQueue(config, folder), config.metric
     rows = queue.records()
     states = [row["state"] for row in rows]
     counts = (f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
@@ -78,20 +78,20 @@ def conclusion(found: Sweep, folder: Path) -> str:
             "note: this sweep selected on test tasks, so the best value is biased: use a metric "
             "valid/..."
         )
-    seeds = found.experiment.run.seeds
-    if len(seeds) > 1 and "run.seeds" not in found.parameters:
+    seeds = config.experiment.run.seeds
+    if len(seeds) > 1 and "run.seeds" not in config.parameters:
         text = f"note: every trial used only seed {seeds[0]}, the first of run.seeds {list(seeds)}"
         lines.append(text)
     return "\n".join([*lines, f"sweep: {queue.write()}"])
 
 
-def hand_over(found: Sweep) -> None:
+def register_with_wandb(config: Sweep) -> None:
     """Register the file as a sweep of W&B, whose agents run the trials."""
     from metalearn.tracking.by_wandb import new_sweep
 
     # W&B knows the metric by the name that it is logged by.
-    metric = {**(found.data.get("metric") or {"goal": "minimize"}), "name": found.metric.name}
-    print(new_sweep({**found.data, "metric": metric}, found.program))
+    metric = {**(config.data.get("metric") or {"goal": "minimize"}), "name": config.metric.name}
+    print(new_sweep({**config.data, "metric": metric}, config.program))
     log.info(
         "start agents with this command, on machines that have this project and experiment file"
     )
@@ -100,13 +100,15 @@ def hand_over(found: Sweep) -> None:
 class _Workers:
     """Workers as processes; the trials of a killed one are taken over."""
 
-    def __init__(self, found: Sweep, folder: Path, workers: int) -> None:
-        self._sweep, self._folder, self._count = found, folder, workers
+    def __init__(self, config: Sweep, folder: Path, workers: int) -> None:
+        self._sweep, self._folder, self._count = config, folder, workers
         self._running: list[subprocess.Popen[str]] = []
         self._stopping = False
 
     def run(self) -> None:
-        """Start the workers and wait for all; Stopped after a signal, ConfigError of a worker."""
+        """Start the workers and wait for all.
+
+        Raises Stopped after a signal, ConfigError if a worker ends with an error."""
         with signals(self._stop):
             for _ in range(self._count):
                 self._start()

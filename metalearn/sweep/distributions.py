@@ -1,7 +1,7 @@
 """Distributions of one swept parameter: those of W&B's sweep schema, by their names there.
 
-A sampler draws a `Unit`, which `value_of` turns into the parameter's value by the inverse of the
-distribution function; so every sampler of Optuna serves every distribution and knows its prior.
+A sampler samples from a `Unit`; `value_of` turns the sample into the parameter's value with the
+inverse of the distribution function, so every sampler of Optuna supports every distribution.
 Distributions whose name begins with `q_` are rounded to multiples of `q`."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EDGE = 1e-6  # distance from 0 and 1 at which distributions without ends are tri
 
 
 class Unit(NamedTuple):
-    """What a sampler draws: a number between two ends, or the position in a list."""
+    """The range of a sampler: numbers between two ends, or positions in a list."""
 
     low: float
     high: float
@@ -50,27 +50,27 @@ class Distribution(Component):
         return False
 
     def unit(self) -> Unit | None:
-        """What is drawn; None for a fixed value."""
+        """Return the range to sample from; None for a fixed value."""
         return PROBABILITY
 
-    def value_of(self, drawn: Any) -> Any:
-        """The parameter's value for what was drawn."""
+    def value_of(self, sample: Any) -> Any:
+        """Return the parameter's value for a sample of `unit`."""
         raise TypeError(f"{type(self).__name__} does not define value")
 
     def grid(self) -> list[Any]:
-        """What `value_of` takes, for every value in turn."""
+        """Return the samples for which `value_of` gives every value in turn."""
         return []
 
     def probes(self) -> list[Any]:
-        """Values that must all be legal: every one of a list, else both ends."""
+        """Return values that must all be legal: every value of a list, else both ends."""
         unit = self.unit()
         if unit is None or unit.position:
-            return [self.value_of(drawn) for drawn in self.grid()]
+            return [self.value_of(sample) for sample in self.grid()]
         edge = EDGE if unit == PROBABILITY else 0.0
         return [self.value_of(unit.low + edge), self.value_of(unit.high - edge)]
 
     def rounded(self, value: float) -> int | float:
-        """The nearest multiple of q; the value itself without q."""
+        """Return the nearest multiple of q; without q the value itself."""
         if not self.distribution.startswith("q_"):
             return value
         q = self.q or 1
@@ -90,7 +90,7 @@ class Constant(Distribution):
     def unit(self) -> None:
         return None
 
-    def value_of(self, drawn: Any) -> Any:
+    def value_of(self, sample: Any) -> Any:
         return self.value
 
     def grid(self) -> list[Any]:
@@ -98,7 +98,7 @@ class Constant(Distribution):
 
 
 class Categorical(Distribution):
-    """A list of values, with equal probabilities or with given ones."""
+    """A list of values, with equal or specified probabilities."""
 
     distribution: Literal["categorical", "categorical_w_probabilities"] = option(
         "categorical", "Name of the distribution."
@@ -134,12 +134,14 @@ class Categorical(Distribution):
             return PROBABILITY
         return Unit(0, len(self.values) - 1, whole=True, position=True)
 
-    def value_of(self, drawn: Any) -> Any:
+    def value_of(self, sample: Any) -> Any:
         if self.probabilities is None:
-            return self.values[drawn]
+            return self.values[sample]
         ends = list(itertools.accumulate(self.probabilities))
-        possible = [at for at, chance in enumerate(self.probabilities) if chance > 0]
-        return self.values[next((at for at in possible if drawn < ends[at]), possible[-1])]
+        possible = [index for index, chance in enumerate(self.probabilities) if chance > 0]
+        return self.values[
+            next((index for index in possible if sample < ends[index]), possible[-1])
+        ]
 
     def grid(self) -> list[Any]:
         return list(range(len(self.values)))
@@ -201,9 +203,9 @@ class Interval(Distribution):
     def unit(self) -> Unit:
         return Unit(self.min, self.max, log=self.log_values)
 
-    def value_of(self, drawn: Any) -> Any:
+    def value_of(self, sample: Any) -> Any:
         sign = -1 if self.distribution == "inv_log_uniform" else 1
-        return self.rounded(math.exp(sign * drawn) if self.exponents else drawn)
+        return self.rounded(math.exp(sign * sample) if self.exponents else sample)
 
     def grid(self) -> list[Any]:
         q = self.q or 1
@@ -231,8 +233,8 @@ class Integers(Distribution):
     def unit(self) -> Unit:
         return Unit(self.min, self.max, whole=True)
 
-    def value_of(self, drawn: Any) -> Any:
-        return int(drawn)
+    def value_of(self, sample: Any) -> Any:
+        return int(sample)
 
     def grid(self) -> list[Any]:
         return list(range(self.min, min(self.max, self.min + GRID_MOST) + 1))
@@ -253,8 +255,8 @@ class Normal(Distribution):
             raise ValueError("mu and sigma describe the exponent of e: use smaller numbers")
         return self
 
-    def value_of(self, drawn: Any) -> Any:
-        x = NormalDist(self.mu, self.sigma).inv_cdf(min(max(drawn, 1e-12), 1 - 1e-12))
+    def value_of(self, sample: Any) -> Any:
+        x = NormalDist(self.mu, self.sigma).inv_cdf(min(max(sample, 1e-12), 1 - 1e-12))
         return self.rounded(math.exp(x) if "log" in self.distribution else x)
 
 
@@ -265,10 +267,10 @@ class Beta(Distribution):
     a: float = option(1.0, "First shape parameter.", gt=0)
     b: float = option(1.0, "Second shape parameter.", gt=0)
 
-    def value_of(self, drawn: Any) -> Any:
+    def value_of(self, sample: Any) -> Any:
         from scipy.stats import beta
 
-        return self.rounded(float(beta.ppf(drawn, self.a, self.b)))
+        return self.rounded(float(beta.ppf(sample, self.a, self.b)))
 
 
 DISTRIBUTIONS: dict[str, type[Distribution]] = {
@@ -279,7 +281,7 @@ DISTRIBUTIONS: dict[str, type[Distribution]] = {
 
 
 def default_distribution(values: dict[str, Any]) -> str | None:
-    """The distribution that W&B infers from a parameter's keys; None where there is none."""
+    """Return the distribution that W&B infers from a parameter's keys, or None."""
     if "values" in values:
         return "categorical_w_probabilities" if "probabilities" in values else "categorical"
     if "value" in values:

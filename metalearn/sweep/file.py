@@ -48,40 +48,43 @@ class Sweep:
     data: dict[str, Any]  # as in the file
     experiment: Experiment  # with the first value of every parameter
 
-    def values_of(self, drawn: dict[str, Any]) -> dict[str, Any]:
-        """The parameters' values for what a sampler drew."""
-        return {name: found.value_of(drawn.get(name)) for name, found in self.parameters.items()}
+    def values_of(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters' values for the samples of a sampler."""
+        return {
+            name: distribution.value_of(samples.get(name))
+            for name, distribution in self.parameters.items()
+        }
 
     def trial(self, values: dict[str, Any]) -> Experiment:
-        """The experiment of one trial; ConfigError where the values do not go together."""
-        overrides = [override(name, value) for name, value in values.items()]
+        """Return the experiment of one trial; raises ConfigError if the values are incompatible."""
+        overrides = [override(key, setting) for key, setting in values.items()]
         experiment = load(self.program, overrides).experiments[0]
         return experiment.with_seed(experiment.run.seeds[0])
 
 
 def find_sweep(name: str) -> Path:
-    """The sweep file of a path or of a name (`metalearn list sweeps`)."""
+    """Return the sweep file of a path or of a name (`metalearn list sweeps`)."""
     return shipped.find(name, "sweep", "sweeps")
 
 
 def read(name: str) -> Sweep:
-    """The sweep of a file; raises ConfigError with every problem."""
+    """Read and check a sweep file; raises ConfigError with every problem."""
     path = find_sweep(name)
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError((str(path), "must be a mapping with " + ", ".join(KEYS)))
     problems = _not_json(data)
-    found = _parse(data, path, problems)
-    if found is None or problems:
+    config = _parse(data, path, problems)
+    if config is None or problems:
         raise ConfigError(*((f"{path}: {place}", text) for place, text in dict.fromkeys(problems)))
-    return found
+    return config
 
 
 def _not_json(data: Any, place: str = "") -> Problems:
-    """Dates, sets and bytes, which YAML has and JSON has not; a sweep is stored as JSON."""
+    """Return problems of dates, sets and bytes: a sweep is stored as JSON, which has none."""
     if isinstance(data, (dict, list)):
-        inside = data.items() if isinstance(data, dict) else enumerate(data)
-        return [problem for at, one in inside for problem in _not_json(one, f"{place}.{at}")]
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        return [problem for key, value in items for problem in _not_json(value, f"{place}.{key}")]
     if data is None or isinstance(data, (str, int, float)):
         return []
     text = f"must be a string, a number, a list or a mapping (got a {type(data).__name__})"
@@ -104,10 +107,10 @@ def _parse(data: dict[str, Any], path: Path, problems: Problems) -> Sweep | None
     parameters = parse_parameters(data.get("parameters"), "parameters", "", problems)
     cap = number_of_trials(data.get("run_cap"), method, parameters, problems)
     program = _program(data.get("program"), path, problems)
-    tried = None if program is None else _tried(program, parameters, problems)
-    if program is None or tried is None:
+    built = None if program is None else _build_with_first_values(program, parameters, problems)
+    if program is None or built is None:
         return None
-    experiment, parts = tried
+    experiment, parts = built
     metric = metric or default_metric(experiment.run.validate.every is not None)
     _check_metric(experiment, parts, metric, early, problems)
     return Sweep(
@@ -116,7 +119,7 @@ def _parse(data: dict[str, Any], path: Path, problems: Problems) -> Sweep | None
 
 
 def _section(kind: type[Component], data: dict[str, Any], key: str, problems: Problems) -> Any:
-    """The section as a component; None where there is none, or with problems added."""
+    """Return the section as a component; None if it is missing, or with problems added."""
     values = data.get(key)
     if values is None:
         return None
@@ -127,15 +130,15 @@ def _section(kind: type[Component], data: dict[str, Any], key: str, problems: Pr
 
 
 def _program(program: Any, path: Path, problems: Problems) -> str | None:
-    """The experiment file: a path from here or from the sweep file's folder, or a name."""
+    """Return the experiment file: a path from here or from the sweep file's folder, or a name."""
     if not isinstance(program, str) or not program:
         text = f"must be the experiment file that is swept, not {program!r}"
         problems.append(("program", text))
         return None
-    beside = path.parent / program
+    sibling = path.parent / program
     try:
-        here = Path(program).is_file()
-        return str(beside if beside.is_file() and not here else find_file(program))
+        exists = Path(program).is_file()
+        return str(sibling if sibling.is_file() and not exists else find_file(program))
     except ConfigError as error:
         problems.extend(("program", f"{program}: {text}") for _, text in error.problems)
     except (OSError, ValueError) as error:
@@ -143,11 +146,11 @@ def _program(program: Any, path: Path, problems: Problems) -> str | None:
     return None
 
 
-def _tried(
+def _build_with_first_values(
     program: str, parameters: Parameters, problems: Problems
 ) -> tuple[Experiment, Parts] | None:
-    """The experiment with every parameter's first value; problems of any value are added."""
-    first = {name: found.probes()[0] for name, found in parameters.items()}
+    """Build the experiment with every parameter's first value; add the problems of any value."""
+    first = {name: distribution.probes()[0] for name, distribution in parameters.items()}
     try:
         plan = load(program, [override(name, value) for name, value in first.items()])
         if plan.comparison:
@@ -155,13 +158,19 @@ def _tried(
             raise ConfigError(("", text))
         parts = build(plan.experiments[0], to_train=True)
     except ConfigError as error:
-        problems.extend(_placed(program, place, text, parameters) for place, text in error.problems)
+        problems.extend(
+            _attribute_problem(program, place, text, parameters) for place, text in error.problems
+        )
         return None
-    others = [(name, value) for name, found in parameters.items() for value in found.probes()[1:]]
-    for name, value in others[:PROBED]:
+    remaining = [
+        (name, value)
+        for name, distribution in parameters.items()
+        for value in distribution.probes()[1:]
+    ]
+    for name, value in remaining[:PROBED]:
         try:
             values = {**first, name: value}
-            load(program, [override(key, one) for key, one in values.items()])
+            load(program, [override(key, setting) for key, setting in values.items()])
         except ConfigError as error:
             illegal = f"invalid value {value!r}"
             place = f"parameters.{name}"
@@ -169,20 +178,22 @@ def _tried(
     return plan.experiments[0], parts
 
 
-def _placed(program: str, place: str, text: str, parameters: Parameters) -> tuple[str, str]:
-    """A problem of the experiment, placed at the parameter that sets the key, or the program."""
+def _attribute_problem(
+    program: str, place: str, text: str, parameters: Parameters
+) -> tuple[str, str]:
+    """Return a problem of the experiment under the parameter that sets the key, or the program."""
     key = place.removeprefix(f"{program}: ")
-    setting = (
+    parents = (
         name for name in parameters if key == name or key.startswith((f"{name}=", f"{name}."))
     )
-    name = next(setting, None)
+    name = next(parents, None)
     return (f"parameters.{name}" if name else f"program {place}", text)
 
 
 def _check_metric(
     experiment: Experiment, parts: Parts, metric: Metric, early: Any, problems: Problems
 ) -> None:
-    """Whether trials of this experiment have the metric, and validations for early termination."""
+    """Check that trials have the metric, and validations for early termination."""
     validates = experiment.run.validate.every is not None
     if metric.quantity == "accuracy" and not parts.test.spec.classification:
         problems.append(("metric.name", f"regression has no accuracy: use {metric.split}/loss"))

@@ -47,20 +47,20 @@ class EarlyTerminate(Component):
         return self
 
     def bands(self, count: int) -> list[int]:
-        """The validations at which trials are compared, up to one at or beyond `count`."""
+        """Return the validations at which trials are compared, up to one at or beyond `count`."""
         if self.max_iter is not None:
             ends = [int(self.max_iter / self.eta**index) for index in range(1, 1 + (self.s or 1))]
             return sorted({end for end in ends if end >= 1})
-        found: list[int] = []
+        bands: list[int] = []
         band = float(self.min_iter or 1)
-        while not found or found[-1] < count:
-            found.append(int(band))
+        while not bands or bands[-1] < count:
+            bands.append(int(band))
             band *= self.eta
-        return found
+        return bands
 
 
 def should_continue(rule: EarlyTerminate, curves: Mapping[int, Curve], number: int) -> bool:
-    """Whether trial `number` continues beyond its last validation."""
+    """Return whether trial `number` continues beyond its last validation."""
     mine = curves[number]
     count = max(mine, default=0)
     passed = [band for band in rule.bands(count) if band <= count and band in mine]

@@ -1,4 +1,4 @@
-"""Leases of trials: one file a trial, touched while its worker lives; an abandoned one is free.
+"""Leases of trials: one file per trial, touched while its worker lives; an abandoned one is free.
 
 On one machine a dead process is recognized at once. Of a process on another machine only the time
 of its last touch is known, compared with a file just written, so that only the file server's clock
@@ -44,20 +44,20 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
-    """This machine: its name, its boot, and the namespace that its process numbers belong to."""
+def _machine_id() -> str:
+    """Return an identifier of this machine: its name, its boot, and its PID namespace."""
     parts = [socket.gethostname()]
-    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
-            namespace = place.endswith("pid")
-            parts.append(os.readlink(place) if namespace else Path(place).read_text().strip())
+            namespace = path.endswith("pid")
+            parts.append(os.readlink(path) if namespace else Path(path).read_text().strip())
         except OSError:
             parts.append("")
     return " ".join(parts)
 
 
-def _started(pid: int) -> str | None:
-    """Start time of a process of this machine, as numbers are reused; None where it is gone."""
+def _start_time(pid: int) -> str | None:
+    """Return the start time of a process here, as PIDs are reused; None if it has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -81,7 +81,7 @@ class Leases:
         return self._folder / f"{number}.json"
 
     def _read(self, number: int) -> dict[str, Any] | None:
-        """The lease of a trial; None where there is none, or a crash damaged it."""
+        """Return the lease of a trial; None if there is none, or a crash damaged it."""
         try:
             lease = dict(read_json(self.path(number)))
             _ = lease["machine"], int(lease["pid"]), lease["began"], lease["own"]
@@ -90,12 +90,12 @@ class Leases:
             return None
 
     def is_free(self, number: int) -> bool:
-        """Whether no living process runs a trial. Call it and `take` under the sweep's lock."""
+        """Return whether no living process runs a trial; call it under the lock of `take`."""
         lease = self._read(number)
         if lease is None or lease["pid"] == NOBODY:
             return True
-        if lease["machine"] == _machine():
-            return bool(_started(int(lease["pid"])) != lease["began"])
+        if lease["machine"] == _machine_id():
+            return bool(_start_time(int(lease["pid"])) != lease["began"])
         now = self._folder / f".now.{self._owner}"
         now.touch()
         try:
@@ -104,15 +104,15 @@ class Leases:
             now.unlink()
 
     def take(self, number: int) -> int:
-        """Take the lease of a trial; returns how often it had been taken before."""
+        """Take the lease of a trial; returns how often it was taken before."""
         lease, pid = self._read(number), os.getpid()
         before = 0 if lease is None else int(lease["times"])
-        mine = {"machine": _machine(), "pid": pid, "began": _started(pid)}
+        mine = {"machine": _machine_id(), "pid": pid, "began": _start_time(pid)}
         write_json(self.path(number), {**mine, "own": self._owner, "times": before + 1})
         return before
 
     def is_mine(self, number: int) -> bool:
-        """Whether this process still has the lease: one that slept too long has lost it."""
+        """Return whether this process still has the lease; it loses it if it sleeps too long."""
         lease = self._read(number)
         return lease is not None and lease["own"] == self._owner
 
@@ -124,16 +124,16 @@ class Leases:
         """Leave an unfinished trial to the next worker; it does not count as a death."""
         lease = self._read(number)
         if lease is not None and lease["own"] == self._owner:
-            given = {**lease, "pid": NOBODY, "own": "", "times": lease["times"] - 1}
-            write_json(self.path(number), given)
+            free_lease = {**lease, "pid": NOBODY, "own": "", "times": lease["times"] - 1}
+            write_json(self.path(number), free_lease)
 
     @contextmanager
     def heartbeat(self, number: int) -> Iterator[None]:
         """Touch the lease every few seconds while the block runs."""
-        over = threading.Event()
+        finished = threading.Event()
 
         def beat() -> None:
-            while not over.wait(HEARTBEAT):
+            while not finished.wait(HEARTBEAT):
                 with suppress(OSError):  # the file server may answer next time
                     if self.is_mine(number):
                         os.utime(self.path(number))
@@ -143,5 +143,5 @@ class Leases:
         try:
             yield
         finally:
-            over.set()
+            finished.set()
             thread.join()

@@ -54,26 +54,26 @@ class Metric(Component):
 
     @property
     def sign(self) -> float:
-        """Times this, smaller is better."""
+        """Factor by which a value is multiplied so that smaller is better."""
         return 1.0 if self.goal == "minimize" else -1.0
 
 
 def default_metric(validates: bool) -> Metric:
-    """The metric of a file that names none, as grid and random search allow in W&B's schema."""
+    """Return the metric of a file without one, as grid and random search allow in W&B's schema."""
     return Metric(name="valid/loss" if validates else "test/loss")
 
 
 def validations(metrics: Path, metric: Metric) -> list[float]:
-    """The metric at every validation so far; NaN where it is not finite."""
+    """Return the metric at every validation so far; NaN where it is not finite."""
     rows = [row for row in read_lines(metrics) if row.get("kind") == row.get("split") == "valid"]
-    found = [row.get(metric.quantity) for row in rows]
-    return [math.nan if value is None else float(value) for value in found]
+    values = [row.get(metric.quantity) for row in rows]
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def value_of(folder: Path, result: dict[str, Any], metric: Metric) -> float:
-    """The metric of a finished run: at its best validation, or in the test.
+    """Return the metric of a finished run: at its best validation, or in the test.
 
-    At its last validation under checkpoint: last."""
+    With checkpoint: last it is that of the last validation."""
     if metric.split == "test":
         steps, step = result["test"]["steps"], result["headline"]["step"]
         value = (result["test"][metric.quantity] or [])[steps.index(step)]

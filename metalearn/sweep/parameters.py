@@ -23,33 +23,33 @@ NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
 
 
 def override(name: str, value: Any) -> str:
-    """`name=value` as the command line takes it; the value comes back the same from YAML."""
+    """Return `name=value` as the command line takes it; YAML reads the same value back."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
     return f"{name}={text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
 
 def grid_size(parameters: Parameters) -> int:
-    """Number of points of the grid."""
-    return math.prod(len(found.grid()) for found in parameters.values())
+    """Return the number of points of the grid."""
+    return math.prod(len(distribution.grid()) for distribution in parameters.values())
 
 
 def grid_point(parameters: Parameters, number: int) -> dict[str, Any]:
-    """What `value_of` takes at the point of that number; the last parameter changes fastest."""
+    """Return the samples for `value_of` at a point of the grid; the last one varies fastest."""
     point: dict[str, Any] = {}
-    for name, found in reversed(parameters.items()):
-        choices = found.grid()
+    for name, distribution in reversed(parameters.items()):
+        choices = distribution.grid()
         number, index = divmod(number, len(choices))
         point[name] = choices[index]
     return {name: point[name] for name in parameters}
 
 
 def parse_parameters(data: Any, place: str, prefix: str, problems: Problems) -> Parameters:
-    """Dotted keys and their distributions; `parameters` inside a parameter is one more level."""
+    """Return dotted keys and their distributions; `parameters` in a parameter nests one level."""
     if not isinstance(data, dict) or not data:
         text = "must map dotted keys of the experiment to values, such as method.inner_lr"
         problems.append((place, text))
         return {}
-    found: Parameters = {}
+    parameters: Parameters = {}
     for key, values in data.items():
         where, name = f"{place}.{key}", f"{prefix}{key}"
         if not isinstance(key, str) or not NAME.match(key) or not all(name.split(".")):
@@ -58,15 +58,15 @@ def parse_parameters(data: Any, place: str, prefix: str, problems: Problems) -> 
             continue
         if isinstance(values, dict) and "parameters" in values:
             inside = f"{where}.parameters"
-            more = parse_parameters(values["parameters"], inside, f"{name}.", problems)
+            nested = parse_parameters(values["parameters"], inside, f"{name}.", problems)
         else:
-            made = None if name in found else _distribution(values, where, problems)
-            more = {name: made} if made else {}
-            if name in found:
+            distribution = None if name in parameters else _distribution(values, where, problems)
+            nested = {name: distribution} if distribution else {}
+            if name in parameters:
                 problems.append((where, f"{name} occurs twice"))
-        problems += [(where, f"{key} occurs twice") for key in more if key in found]
-        found |= more
-    return found
+        problems += [(where, f"{key} occurs twice") for key in nested if key in parameters]
+        parameters |= nested
+    return parameters
 
 
 def _distribution(values: Any, place: str, problems: Problems) -> Distribution | None:
@@ -76,25 +76,31 @@ def _distribution(values: Any, place: str, problems: Problems) -> Distribution |
         return None
     name = values.get("distribution", default_distribution(values))
     if not isinstance(name, str) or name not in DISTRIBUTIONS:
-        given = "distribution" in values
-        text = f"unknown distribution {name!r}" if given else "set value, values, or min and max"
+        is_set = "distribution" in values
+        text = f"unknown distribution {name!r}" if is_set else "set value, values, or min and max"
         problems.append((place, f"{text}; {did_you_mean(str(name), DISTRIBUTIONS)}"))
         return None
-    made = validated(DISTRIBUTIONS[name], {**values, "distribution": name}, place, problems)
-    return made if isinstance(made, Distribution) else None
+    distribution = validated(DISTRIBUTIONS[name], {**values, "distribution": name}, place, problems)
+    return distribution if isinstance(distribution, Distribution) else None
 
 
 def number_of_trials(cap: Any, method: Any, parameters: Parameters, problems: Problems) -> int:
-    """How many trials there are: `run_cap`, or all points of a grid."""
+    """Return the number of trials: `run_cap`, or all points of a grid."""
     if cap is not None and (type(cap) is not int or not 1 <= cap <= 10**6):
         problems.append(("run_cap", f"must be an integer from 1 to 1,000,000 (got {cap!r})"))
         return 0
     if method == "grid":
-        for name, found in parameters.items():
-            if not found.countable:
+        for name, distribution in parameters.items():
+            if not distribution.countable:
                 text = "has no list of values for a grid: use values, int_uniform or q_uniform"
                 problems.append((f"parameters.{name}", text))
-        size = grid_size({name: found for name, found in parameters.items() if found.countable})
+        size = grid_size(
+            {
+                name: distribution
+                for name, distribution in parameters.items()
+                if distribution.countable
+            }
+        )
         if size > GRID_MOST:
             problems.append(("parameters", f"the grid has {size} points, more than {GRID_MOST}"))
         return size if cap is None else min(cap, size)

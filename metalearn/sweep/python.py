@@ -23,7 +23,7 @@ from metalearn.sweep.trial_queue import TrialQueue, best_of
 
 
 class SweepResult:
-    """The trials of a sweep, as sweep.json has them."""
+    """The trials of a sweep, as stored in sweep.json."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,40 +32,40 @@ class SweepResult:
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """One mapping a trial: number, parameters, value, state."""
+        """One mapping per trial: number, parameters, value, state."""
         return list(self.data["trials"])
 
     @property
     def best(self) -> dict[str, Any]:
-        """The best complete trial; ConfigError where every trial failed."""
-        found = best_of(self.trials, self._sign)
-        if found is None:
+        """The best complete trial; raises ConfigError if every trial failed."""
+        trial = best_of(self.trials, self._sign)
+        if trial is None:
             raise ConfigError((str(self.folder), "this sweep has no complete trial"))
-        return found
+        return trial
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """Path of the HTML report."""
         return self.folder / "report.html"
 
     def load(self, number: int | None = None) -> LoadedRun:
-        """The trained run of a trial, by default of the best one."""
-        place = self.folder / "trials" / str(self.best["number"] if number is None else number)
-        return load_run(place)
+        """Load the trained run of a trial, by default of the best one."""
+        run_dir = self.folder / "trials" / str(self.best["number"] if number is None else number)
+        return load_run(run_dir)
 
     def table(self) -> Text:
-        """One line a trial, the best first."""
+        """Return a text table with one line per trial, the best first."""
         return columns(self._rows())
 
     def to_pandas(self) -> Any:
-        """One row a trial, with its parameters as columns."""
-        rows = [{**one, **one["parameters"]} for one in self.trials]
+        """Return a DataFrame with one row per trial and its parameters as columns."""
+        rows = [{**trial, **trial["parameters"]} for trial in self.trials]
         return data_frame(rows, "`trials`").drop(columns="parameters").set_index("number")
 
     def plot(self, name: str = "history", ax: Any = None) -> Any:
-        """A figure of the page: history, curves, importance, parallel.
+        """Plot a figure of the report: history, curves, importance, parallel.
 
-        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
+        Returns a matplotlib Figure, which a notebook shows; with `ax`, plots into it."""
         if name not in FIGURES:
             raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
         with nullcontext() if ax is None else drawing_on(ax):
@@ -81,14 +81,14 @@ class SweepResult:
         return f"{html_table(self._rows())}<p>{html.escape(str(self.report))}</p>"
 
     def _rows(self) -> list[list[str]]:
-        names = list(dict.fromkeys(key for one in self.trials for key in one["parameters"]))
+        names = list(dict.fromkeys(key for trial in self.trials for key in trial["parameters"]))
         rows = [["trial", str(self.data["metric"]["name"]), "state", *names]]
-        known = [one for one in self.trials if one["value"] is not None]
-        rest = [one for one in self.trials if one["value"] is None]
-        for one in [*sorted(known, key=lambda one: self._sign * one["value"]), *rest]:
-            value = "–" if one["value"] is None else f"{one['value']:.6g}"
-            cells = [str(one["parameters"].get(name, "")) for name in names]
-            rows.append([str(one["number"]), value, one["state"], *cells])
+        scored = [trial for trial in self.trials if trial["value"] is not None]
+        unscored = [trial for trial in self.trials if trial["value"] is None]
+        for trial in [*sorted(scored, key=lambda trial: self._sign * trial["value"]), *unscored]:
+            value = "–" if trial["value"] is None else f"{trial['value']:.6g}"
+            cells = [str(trial["parameters"].get(name, "")) for name in names]
+            rows.append([str(trial["number"]), value, trial["state"], *cells])
         return rows
 
 
@@ -115,48 +115,48 @@ def sweep(
     ... ).resolved()
     >>> rates = {"method.inner_lr": {"values": [0.01, 0.1]}}
     >>> file = {"program": program, "method": "grid", "parameters": rates}
-    >>> found = ml.sweep(file, out="runs/swept")
-    >>> len(found.trials)
+    >>> result = ml.sweep(file, out="runs/swept")
+    >>> len(result.trials)
     2
     """
     if isinstance(file, Mapping):
         name = str(file.get("name") or "sweep")
         folder = Path("runs") / name if out is None else Path(out)
-        found = _stored(dict(file), name, folder)
+        config = _write_and_claim(dict(file), name, folder)
     else:
-        found = read(str(file))
-        folder = Path("runs") / found.name if out is None else Path(out)
-    run_sweep(found, folder, workers)
-    TrialQueue(found, folder).write()
+        config = read(str(file))
+        folder = Path("runs") / config.name if out is None else Path(out)
+    run_sweep(config, folder, workers)
+    TrialQueue(config, folder).write()
     write_sweep_report([folder], folder / "report.html")
     return SweepResult(folder)
 
 
-def _stored(data: dict[str, Any], name: str, folder: Path) -> Sweep:
-    """The sweep of a mapping; where it is refused, the folder is left as it was."""
+def _write_and_claim(data: dict[str, Any], name: str, folder: Path) -> Sweep:
+    """Store and read the sweep of a mapping; an error restores the folder."""
     paths = [folder / ".experiment.yaml", folder / ".sweep.yaml"]
-    before = [path.read_bytes() if path.is_file() else None for path in paths]
-    absent = [one for one in (folder, *folder.parents) if not one.exists()]
+    contents = [path.read_bytes() if path.is_file() else None for path in paths]
+    absent = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        found = read(str(_written(data, name, folder)))
-        claim_folder(found, folder)
+        config = read(str(_write_sweep_file(data, name, folder)))
+        claim_folder(config, folder)
     except ConfigError as error:
-        for path, content in zip(paths, before, strict=True):
+        for path, content in zip(paths, contents, strict=True):
             if content is None:
                 path.unlink(missing_ok=True)
             else:
                 write_atomic(path, content)
-        for one in absent:
-            if one.is_dir() and not any(one.iterdir()):
-                one.rmdir()
+        for parent in absent:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
         places = [place.removeprefix(f"{paths[1]}: ") for place, _ in error.problems]
         texts = [text for _, text in error.problems]
         raise ConfigError(*zip(places, texts, strict=True)) from None
-    return found
+    return config
 
 
-def _written(data: dict[str, Any], name: str, folder: Path) -> Path:
-    """The sweep file of a mapping, hidden in the folder, so that workers can read it."""
+def _write_sweep_file(data: dict[str, Any], name: str, folder: Path) -> Path:
+    """Write the sweep file of a mapping, hidden in the folder, so that workers can read it."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(data.get("program"), Mapping):
         program = folder / ".experiment.yaml"

@@ -14,7 +14,7 @@ MAY_CHANGE = ("run_cap", "name", "description")
 
 
 def claim_folder(sweep: Sweep, folder: Path) -> None:
-    """Make a folder this sweep's, or find that it is; ConfigError where it holds something else."""
+    """Record in a folder that it is this sweep's; raises ConfigError if it has other content."""
     request = plain({"sweep": sweep.data, "experiment": sweep.experiment.hash()})
     path = folder / REQUEST
     if folder.exists() and not folder.is_dir():
@@ -32,10 +32,10 @@ def claim_folder(sweep: Sweep, folder: Path) -> None:
 
 
 def check_request(stored: Any, request: dict[str, Any], folder: Path) -> None:
-    """The same sweep but for its name and number of trials; else ConfigError with what differs."""
+    """Raise ConfigError if the sweeps differ in more than their name and number of trials."""
     old, new = (
-        {k: v for k, v in dict(one.get("sweep") or {}).items() if k not in MAY_CHANGE}
-        for one in (stored, request)
+        {k: v for k, v in dict(content.get("sweep") or {}).items() if k not in MAY_CHANGE}
+        for content in (stored, request)
     )
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if not changed and stored.get("experiment") != request["experiment"]:

@@ -1,4 +1,4 @@
-"""Workers of a sweep as cluster jobs, through submitit; they share the folder and nothing else."""
+"""Workers of a sweep as cluster jobs, through submitit; they share only the sweep's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metalearn.sweep.request import claim_folder
 
 
 class Worker:
-    """What a job runs; a preempted job is queued again and continues."""
+    """The command of a job; a preempted job is queued again and resumes."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
@@ -32,7 +32,7 @@ class Worker:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str]) -> list[Any]:
+def submit(config: Sweep, folder: Path, workers: int, job_options: Sequence[str]) -> list[Any]:
     """Submit `workers` jobs; `cluster=local` runs them on this machine. Returns submitit's jobs."""
     options = dict(_option(text) for text in job_options)
     try:
@@ -42,24 +42,24 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
         raise ConfigError(("--slurm", why)) from error
     cluster = options.pop("cluster", None)
 
-    def executor_in(place: Path) -> Any:
-        made = submitit.AutoExecutor(folder=place, cluster=cluster)
-        made.update_parameters(
-            name=found.name, **{_submitit(key): value for key, value in options.items()}
+    def executor_in(log_folder: Path) -> Any:
+        executor = submitit.AutoExecutor(folder=log_folder, cluster=cluster)
+        executor.update_parameters(
+            name=config.name, **{_submitit_name(key): value for key, value in options.items()}
         )
-        return made
+        return executor
 
     try:
-        with tempfile.TemporaryDirectory() as elsewhere:  # refused before anything is written
-            executor_in(Path(elsewhere))
+        with tempfile.TemporaryDirectory() as temporary:  # fails before anything is written
+            executor_in(Path(temporary))
     except (
         Exception
-    ) as error:  # a missing sbatch, an unknown cluster, a key that is none: of many types
+    ) as error:  # a missing sbatch, an unknown cluster, an unknown key: of many types
         text = f"{' '.join(str(error).split())}; use cluster=local on a machine without SLURM"
         raise ConfigError(("--slurm", text)) from error
-    claim_folder(found, folder)
+    claim_folder(config, folder)
     executor = executor_in(folder / "jobs")
-    command = [sys.executable, "-m", "metalearn", "sweep", str(Path(found.file).resolve())]
+    command = [sys.executable, "-m", "metalearn", "sweep", str(Path(config.file).resolve())]
     command += as_options(loaded())
     jobs = [
         executor.submit(Worker([*command, "--out", str(folder.resolve())])) for _ in range(workers)
@@ -77,9 +77,9 @@ def _option(text: str) -> tuple[str, Any]:
     return ".".join(path), value
 
 
-def _submitit(key: str) -> str:
-    """submitit's own names as they are; others are SLURM's."""
-    own = (
+def _submitit_name(key: str) -> str:
+    """Return submitit's own option names unchanged; others get the prefix of SLURM options."""
+    own_keys = (
         "timeout_min",
         "mem_gb",
         "nodes",
@@ -88,4 +88,4 @@ def _submitit(key: str) -> str:
         "tasks_per_node",
         "stderr_to_stdout",
     )
-    return key if key in own or key.startswith(("slurm_", "local_")) else f"slurm_{key}"
+    return key if key in own_keys or key.startswith(("slurm_", "local_")) else f"slurm_{key}"

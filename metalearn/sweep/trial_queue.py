@@ -1,8 +1,8 @@
-"""Trials and results of a sweep: one Optuna study in a journal file, one lease a trial.
+"""Trials and results of a sweep: one Optuna study in a journal file, one lease per trial.
 
-Every decision (a new trial, one taken over, a result) is made under one lock, so that no number of
-workers, killed at any moment, loses a trial or runs one twice. Trials are identified by their
-number; a trial's values by what was drawn."""
+Every decision (a new trial, one taken over, a result) is made under one lock, so that workers, even
+if killed at any moment, lose no trial and run none twice. Trials are identified by their number; a
+trial's values by its samples."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class _JournalLock:
         self._path, self._journal = path, journal
 
     def acquire(self) -> bool:
-        self._held = exclusive(self._path)
-        self._held.__enter__()
+        self._context = exclusive(self._path)
+        self._context.__enter__()
         content = self._journal.read_bytes() if self._journal.exists() else b""
         if content and not content.endswith(b"\n"):
             with self._journal.open("rb+") as handle:
@@ -50,7 +50,7 @@ class _JournalLock:
         return True
 
     def release(self) -> None:
-        self._held.__exit__(None, None, None)
+        self._context.__exit__(None, None, None)
 
 
 class TrialQueue:
@@ -70,7 +70,7 @@ class TrialQueue:
         return exclusive(self.folder / ".sweep.lock")
 
     def _open(self) -> Any:
-        """The study of the folder's journal."""
+        """Open or create the study of the folder's journal."""
         optuna, path = self._optuna, self.folder / "journal.log"
         storages, lock = optuna.storages.journal, _JournalLock(self.folder / ".journal.lock", path)
         lock.acquire()
@@ -88,37 +88,39 @@ class TrialQueue:
 
         None while the last trials run elsewhere, False once the sweep is finished."""
         with self.lock():
-            for found in self._trials("RUNNING"):
-                if not self.leases.is_free(found.number):
+            for running in self._trials("RUNNING"):
+                if not self.leases.is_free(running.number):
                     continue
-                trial = self._optuna.trial.Trial(self._study, found._trial_id)
-                if self.leases.take(found.number) < DEATHS:
+                trial = self._optuna.trial.Trial(self._study, running._trial_id)
+                if self.leases.take(running.number) < DEATHS:
                     return self._with_values(trial)
                 self._tell(trial, None, "failed", f"{DEATHS} processes died in it")
-            if self._started() < self.sweep.cap and not self._target_reached():
+            if self._count_started() < self.sweep.cap and not self._target_reached():
                 return self._new()
             return None if self._trials("RUNNING") else False
 
     def _new(self) -> Trial:
-        number = self._started()
+        number = self._count_started()
         if self.sweep.method == "grid" and not self._trials("WAITING"):
             self._study.enqueue_trial(grid_point(self.sweep.parameters, number))
         self._study.sampler = self._sampler(number)
-        made = self._study.ask()
-        self.leases.take(made.number)
-        return self._with_values(made)
+        trial = self._study.ask()
+        self.leases.take(trial.number)
+        return self._with_values(trial)
 
-    def _with_values(self, made: Any) -> Trial:
-        """Draw a trial's values: the same ones again where a killed worker had drawn them."""
-        self._study.sampler = self._sampler(made.number)
-        units = {name: found.unit() for name, found in self.sweep.parameters.items()}
-        drawn = {
-            name: _suggest(made, name, unit) for name, unit in units.items() if unit is not None
+    def _with_values(self, trial: Any) -> Trial:
+        """Sample a trial's values: the same ones again if a killed worker had sampled them."""
+        self._study.sampler = self._sampler(trial.number)
+        units = {name: distribution.unit() for name, distribution in self.sweep.parameters.items()}
+        samples = {
+            name: _suggest(trial, name, unit) for name, unit in units.items() if unit is not None
         }
-        return Trial(made.number, self.sweep.values_of(drawn), made)
+        return Trial(trial.number, self.sweep.values_of(samples), trial)
 
     def _sampler(self, number: int) -> Any:
-        """Seeded by the trial's number: random search is the same for any number of workers."""
+        """Return a sampler seeded by the trial's number.
+
+        Random search is therefore the same for any number of workers."""
         seed = (self._seed + number) % 2**32
         if self.sweep.method != "bayes":
             return self._optuna.samplers.RandomSampler(seed=seed)
@@ -127,18 +129,18 @@ class TrialQueue:
             return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # experimental
 
     def report(self, trial: Trial, count: int, value: float) -> bool:
-        """Record validation number `count` of a trial; whether the trial should continue."""
+        """Record validation number `count` of a trial; returns whether the trial continues."""
         trials = self._study.get_trials(deepcopy=False)
-        known = {one.number: one.intermediate_values for one in trials}
-        if math.isfinite(value) and count not in known[trial.number]:
+        values = {study_trial.number: study_trial.intermediate_values for study_trial in trials}
+        if math.isfinite(value) and count not in values[trial.number]:
             trial.study.report(value, count)
-            known[trial.number] = {**known[trial.number], count: value}
+            values[trial.number] = {**values[trial.number], count: value}
         if self.sweep.early is None:
             return True
         sign = self.sweep.metric.sign
         curves = {
-            number: {at: sign * value for at, value in curve.items()}
-            for number, curve in known.items()
+            number: {step: sign * value for step, value in curve.items()}
+            for number, curve in values.items()
         }
         return should_continue(self.sweep.early, curves, trial.number)
 
@@ -149,60 +151,62 @@ class TrialQueue:
                 self._tell(trial.study, value, state, why)
                 self._write()
 
-    def _tell(self, made: Any, value: float | None, state: str, why: str) -> None:
+    def _tell(self, trial: Any, value: float | None, state: str, why: str) -> None:
         states = self._optuna.trial.TrialState
         if state == "failed":
-            made.set_user_attr("failed", why)
+            trial.set_user_attr("failed", why)
         # The sampler sees a failed trial as one pruned before its first validation: the worst.
         end = states.COMPLETE if state == "complete" else states.PRUNED
-        self._study.tell(made, value if state == "complete" else None, state=end)
-        self.leases.end(made.number)
+        self._study.tell(trial, value if state == "complete" else None, state=end)
+        self.leases.end(trial.number)
 
     def give_back(self, trial: Trial) -> None:
-        """Leave an unfinished trial to the next worker, who continues from its checkpoint."""
+        """Leave an unfinished trial to the next worker, which resumes from its checkpoint."""
         with self.lock():
             self.leases.give_back(trial.number)
 
     def is_done(self) -> bool:
-        """Whether nothing is left to run."""
+        """Return whether no trial remains to be run."""
         with self.lock():
-            over = self._started() >= self.sweep.cap or self._target_reached()
-            return not self._trials("RUNNING") and over
+            exhausted = self._count_started() >= self.sweep.cap or self._target_reached()
+            return not self._trials("RUNNING") and exhausted
 
     def _trials(self, state: str) -> list[Any]:
-        wanted = self._optuna.trial.TrialState[state]
-        return [one for one in self._study.get_trials(deepcopy=False) if one.state == wanted]
+        wanted_state = self._optuna.trial.TrialState[state]
+        return [
+            trial for trial in self._study.get_trials(deepcopy=False) if trial.state == wanted_state
+        ]
 
-    def _started(self) -> int:
-        """Number of trials that have begun."""
+    def _count_started(self) -> int:
+        """Return the number of trials that have begun."""
         return len(self._study.get_trials(deepcopy=False)) - len(self._trials("WAITING"))
 
     def _target_reached(self) -> bool:
         metric = self.sweep.metric
-        done = [metric.sign * one.value for one in self._trials("COMPLETE")]
+        values = [metric.sign * trial.value for trial in self._trials("COMPLETE")]
         return metric.target is not None and any(
-            value <= metric.sign * metric.target for value in done
+            value <= metric.sign * metric.target for value in values
         )
 
     def records(self) -> list[dict[str, Any]]:
-        """The trials that have ended, as in sweep.json."""
+        """Return the trials that have ended, as in sweep.json."""
         complete, pruned = (self._optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED"))
         rows = []
-        for one in self._study.get_trials(deepcopy=False):
-            if one.state not in (complete, pruned):
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state not in (complete, pruned):
                 continue
-            failed = "failed" in one.user_attrs
-            state = "complete" if one.state == complete else "failed" if failed else "pruned"
-            last = one.intermediate_values.get(max(one.intermediate_values, default=0))
-            value = one.value if state == "complete" else last if state == "pruned" else None
-            values = self.sweep.values_of(one.params)
+            failed = "failed" in trial.user_attrs
+            state = "complete" if trial.state == complete else "failed" if failed else "pruned"
+            last = trial.intermediate_values.get(max(trial.intermediate_values, default=0))
+            value = trial.value if state == "complete" else last if state == "pruned" else None
+            values = self.sweep.values_of(trial.params)
             rows.append(
-                {"number": one.number, "parameters": values, "value": value, "state": state}
+                {"number": trial.number, "parameters": values, "value": value, "state": state}
             )
         return sorted(rows, key=lambda row: int(row["number"]))
 
     def write(self) -> Path:
-        """Write sweep.json as of now."""
+        """Write sweep.json with the current trials; returns its path."""
         with self.lock():
             return self._write()
 
@@ -210,18 +214,22 @@ class TrialQueue:
         rows, metric = self.records(), self.sweep.metric
         best = best_of(rows, metric.sign)
         path = self.folder / "sweep.json"
-        found = {"schema": 1, "metric": {"name": metric.name, "goal": metric.goal}}
-        write_json(path, {**found, "best": best and best["number"], "trials": rows})
+        header = {"schema": 1, "metric": {"name": metric.name, "goal": metric.goal}}
+        write_json(path, {**header, "best": best and best["number"], "trials": rows})
         return path
 
     def failures(self) -> dict[int, str]:
-        """Why trials failed, by their number."""
-        found = self._study.get_trials(deepcopy=False)
-        return {one.number: one.user_attrs["failed"] for one in found if "failed" in one.user_attrs}
+        """Return the reasons of failed trials, keyed by trial number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {
+            trial.number: trial.user_attrs["failed"]
+            for trial in trials
+            if "failed" in trial.user_attrs
+        }
 
 
 def _import_optuna() -> Any:
-    """The package, quiet."""
+    """Import optuna and silence its messages below warnings."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -229,14 +237,14 @@ def _import_optuna() -> Any:
 
 
 def best_of(rows: list[dict[str, Any]], sign: float) -> dict[str, Any] | None:
-    """The best complete trial; None where there is none."""
-    done = [row for row in rows if row["state"] == "complete"]
-    return min(done, key=lambda row: (sign * row["value"], row["number"]), default=None)
+    """Return the best complete trial, or None."""
+    complete = [row for row in rows if row["state"] == "complete"]
+    return min(complete, key=lambda row: (sign * row["value"], row["number"]), default=None)
 
 
-def _suggest(made: Any, name: str, unit: Unit) -> Any:
+def _suggest(trial: Any, name: str, unit: Unit) -> Any:
     if unit.position:
-        return made.suggest_categorical(name, list(range(int(unit.high) + 1)))
+        return trial.suggest_categorical(name, list(range(int(unit.high) + 1)))
     if unit.whole:
-        return made.suggest_int(name, int(unit.low), int(unit.high))
-    return made.suggest_float(name, unit.low, unit.high, log=unit.log)
+        return trial.suggest_int(name, int(unit.low), int(unit.high))
+    return trial.suggest_float(name, unit.low, unit.high, log=unit.log)

@@ -25,7 +25,7 @@ class Pruned(Exception):
 
 
 def work(sweep: Sweep, folder: Path, threads: int | None = None) -> None:
-    """Run trials until all of the sweep's are done, by any worker; Stopped after a signal."""
+    """Run trials until all workers have completed the sweep; raises Stopped after a signal."""
     queue = TrialQueue(sweep, folder)
     while (trial := queue.next()) is not False:
         if isinstance(trial, Trial) and _run(queue, trial, threads):
@@ -40,16 +40,15 @@ def _stop(folder: Path) -> None:
 
 
 def _run(queue: TrialQueue, trial: Trial, threads: int | None) -> bool:
-    """Run one trial and record how it ended; after a signal or a fault of the machine it is given
-    back unfinished.
+    """Run one trial and record its result; after a signal or a machine fault it is given back.
 
-    False where a process that was taken for dead still holds its run directory; the trial is given
-    back then, too."""
+    Returns False if a process that was taken for dead still locks its run directory; the trial is
+    then also given back."""
     with prefixed(f"trial {trial.number}"):
-        log.info(_drawn(queue.sweep, trial))
+        log.info(_describe_values(queue.sweep, trial))
         try:
             with queue.leases.heartbeat(trial.number):
-                value = _value(queue, trial, threads)
+                value = _evaluate_trial(queue, trial, threads)
         except Busy as error:
             log.info(str(error))
             queue.give_back(trial)
@@ -70,9 +69,11 @@ def _run(queue: TrialQueue, trial: Trial, threads: int | None) -> bool:
         return True
 
 
-def _drawn(sweep: Sweep, trial: Trial) -> str:
-    """The values that vary between trials."""
-    varying = [name for name, found in sweep.parameters.items() if found.unit() is not None]
+def _describe_values(sweep: Sweep, trial: Trial) -> str:
+    """Return the trial's values of the parameters that vary between trials, as text."""
+    varying = [
+        name for name, distribution in sweep.parameters.items() if distribution.unit() is not None
+    ]
     values = ", ".join(f"{name}={trial.values[name]!r}" for name in varying)
     return values or "nothing varies"
 
@@ -96,8 +97,8 @@ def _complete(queue: TrialQueue, trial: Trial, value: float) -> None:
     queue.finish(trial, value, "complete")
 
 
-def _value(queue: TrialQueue, trial: Trial, threads: int | None) -> float:
-    """Run, or continue, the trial's run directory; the sweep's metric."""
+def _evaluate_trial(queue: TrialQueue, trial: Trial, threads: int | None) -> float:
+    """Run, or resume, the trial's run directory and return the sweep's metric."""
     experiment = queue.sweep.trial(trial.values)
     if threads is not None and experiment.run.threads is None:
         experiment = experiment.replace(run=experiment.run.model_copy(update={"threads": threads}))
@@ -117,13 +118,13 @@ def _value(queue: TrialQueue, trial: Trial, threads: int | None) -> float:
 
 
 def with_group(sweep: Sweep, experiment: Any, folder: Path) -> Any:
-    """The experiment logged in the sweep's group and project, without lines in the terminal."""
-    named = {
+    """Return the experiment logged in the sweep's group and project, without terminal output."""
+    wandb_options = {
         key: sweep.data[key]
         for key in ("project", "entity")
         if isinstance(sweep.data.get(key), str)
     }
-    experiment = grouped(experiment, group_of(sweep.name, folder), **named)
+    experiment = grouped(experiment, group_of(sweep.name, folder), **wandb_options)
     track = experiment.run.track
     quiet = track.model_copy(update={"terminal": track.terminal.model_copy(update={"on": False})})
     return experiment.replace(run=experiment.run.model_copy(update={"track": quiet}))
