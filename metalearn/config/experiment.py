@@ -38,7 +38,7 @@ from metalearn.losses import FUNCTIONS
 from metalearn.storage.files import write_atomic
 from metalearn.storage.yaml import read_yaml
 
-HELD = {"sha256", "data_sha256"}  # fields with the hash of an object that was given in Python
+HELD = {"sha256", "data_sha256"}  # fields with the hash of an object passed in Python
 NOT_IN_HASH = (
     *("executor", "chunk", "checkpoint_inner", "device"),
     *("threads", "workers", "track", "keep_last"),
@@ -54,7 +54,7 @@ class Experiment:
     task: TaskComponent
     test_task: TaskComponent  # the task section with evaluate.task laid over it
     model: ModelComponent
-    method: Any  # a MethodComponent, whose own fields are needed by those who know its kind
+    method: Any  # a MethodComponent; Any, because code of its kind reads its own fields
     tune: dict[str, TuneRange]
     start: str | None
     run: Run
@@ -75,7 +75,7 @@ class Experiment:
         return self.replace(**{"method" if self.contains is None else "contains": component})
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data that `load` reads back to the same experiment."""
+        """Return plain data that `load` reads back to the same experiment."""
         method = {**_dump(self.method), "label": self.label}
         if self.tune:
             method["tune"] = {name: _clean(_dump(span)) for name, span in self.tune.items()}
@@ -98,9 +98,9 @@ class Experiment:
         return data
 
     def hash(self) -> str:
-        """SHA-256 of the resolved config.
+        """Return the SHA-256 of the resolved config.
 
-        It leaves out where and how it is executed, and later fields at their defaults."""
+        Leaves out where and how it is executed, and later fields at their defaults."""
         data = self.resolved()
         data.pop("plugins", None)
         for section in ("task", "model", "method", "run", "evaluate", "budget"):
@@ -112,10 +112,10 @@ class Experiment:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self, path: str | Path | None = None) -> str:
-        """The experiment as the text of a file, written to `path` where one is given.
+        """Return the experiment as the text of a file, and write it to `path` if that is set.
 
-        `metalearn train` reads it back to the same hash. Components and data given in Python appear
-        by name and hash: such a file works in this process alone, and its first line says so."""
+        `metalearn train` reads it back to the same hash. Components and data from Python appear by
+        name and hash: such a file works only in this process, and its first line says so."""
         text: str = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
         if in_python := self.in_python():
             text = f"# Needs what was given in Python: {', '.join(in_python)}.\n{text}"
@@ -124,16 +124,16 @@ class Experiment:
         return text
 
     def in_python(self) -> list[str]:
-        """Sections whose component or data exist in a Python process alone."""
+        """Return the sections whose component or data exist only in a Python process."""
         parts = {"task": self.task, "model": self.model, "method": self.method}
-        held = [name for name, part in parts.items() if HELD & {k for k, v in part if v}]
-        own = [
+        from_python = [name for name, part in parts.items() if HELD & {k for k, v in part if v}]
+        local_classes = [
             name
             for name, part in parts.items()
             if not type(part).__module__.startswith("metalearn.") and not plugins_of([part])
         ]
         loss = ["loss"] if (self.loss or "").startswith(PYTHON) else []
-        return list(dict.fromkeys([*held, *own, *loss]))
+        return list(dict.fromkeys([*from_python, *local_classes, *loss]))
 
     def with_seed(self, seed: int) -> Experiment:
         return self.replace(run=self.run.model_copy(update={"seeds": (seed,)}))
@@ -156,12 +156,12 @@ class Plan:
 
 
 def find_file(name: str) -> Path:
-    """The experiment file of a path or of a name (`metalearn list experiments`)."""
+    """Return the experiment file of a path or of a name (`metalearn list experiments`)."""
     return shipped.find(name, "experiment")
 
 
 def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> Plan:
-    """Read, override, check; raises ConfigError with every problem.
+    """Read a file, apply overrides and check; raises ConfigError with every problem.
 
     `plugins`: whether to import the plug-ins that the file names."""
     path = find_file(name)
@@ -169,9 +169,13 @@ def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> P
     if not isinstance(data, dict):
         text = f"must be a mapping with the sections {', '.join(File.model_fields)}"
         raise ConfigError((str(path), text))
-    named = data.get("plugins")
-    if plugins and isinstance(named, list) and all(isinstance(one, str) for one in named):
-        load_plugins(named, path.parent)
+    plugin_names = data.get("plugins")
+    if (
+        plugins
+        and isinstance(plugin_names, list)
+        and all(isinstance(plugin, str) for plugin in plugin_names)
+    ):
+        load_plugins(plugin_names, path.parent)
     load_entry_points()
     data, notes = apply_overrides(data, overrides)
     try:
@@ -191,12 +195,12 @@ def parse(
     *,
     require_method: bool = False,
 ) -> Plan:
-    """The plan of a mapping; raises ConfigError with every problem.
+    """Resolve a mapping to a plan; raises ConfigError with every problem.
 
     `require_method`: a mapping without a method is a problem, not MAML."""
     problems: Problems = method_problems(data) if require_method else []
-    made = partly_validated(File, {"experiment": default_name, **data}, "", problems)
-    problems.extend(loss_problems(made.loss))
+    config = partly_validated(File, {"experiment": default_name, **data}, "", problems)
+    problems.extend(loss_problems(config.loss))
     comparison = "methods" in data
     if comparison and "method" in data:
         text = (
@@ -204,34 +208,36 @@ def parse(
         )
         raise ConfigError(*problems, ("method", text))
     if comparison:
-        experiments = _rows(made, problems)
+        experiments = _experiments(config, problems)
     else:
-        experiments = [_experiment(made, made.method, "method", False, problems)]
+        experiments = [_experiment(config, config.method, "method", False, problems)]
     if problems:
-        raise ConfigError(*_with_plugins(once(problems), made.plugins))
-    found = tuple(one for one in experiments if one is not None)
-    tested = None if made.contrasts is None else tuple((a, b) for a, b in made.contrasts)
-    return Plan(made.experiment, comparison, found, notes, file, made.demonstration, tested)
+        raise ConfigError(*_with_plugins(once(problems), config.plugins))
+    resolved = tuple(experiment for experiment in experiments if experiment is not None)
+    contrasts = None if config.contrasts is None else tuple((a, b) for a, b in config.contrasts)
+    return Plan(
+        config.experiment, comparison, resolved, notes, file, config.demonstration, contrasts
+    )
 
 
 def _with_plugins(problems: Problems, plugins: list[str]) -> Problems:
-    """Problems about unknown names, with the plug-ins that may know them."""
+    """Append to problems about unknown names the plug-ins that may define them."""
     hint = "".join(f" --plugin {name}" for name in unloaded(plugins))
     text = f"; it may come from a plug-in of this file, which is not imported automatically:{hint}"
     return [(place, why + text * (hint != "" and "unknown" in why)) for place, why in problems]
 
 
-def _rows(made: File, problems: Problems) -> list[Experiment | None]:
-    """One experiment for each method of a comparison."""
-    labels = [label_of(item) for item in made.methods]
+def _experiments(config: File, problems: Problems) -> list[Experiment | None]:
+    """Return one experiment per method of a comparison."""
+    labels = [label_of(item) for item in config.methods]
     rows = [
-        _experiment(made, item, f"methods.{label}", True, problems)
-        for item, label in zip(made.methods, labels)
+        _experiment(config, item, f"methods.{label}", True, problems)
+        for item, label in zip(config.methods, labels)
     ]
     text = "two methods have this label: set a different `label` for each"
     twice = sorted({label for label in labels if labels.count(label) > 1})
     problems.extend((f"methods.{label}", text) for label in twice)
-    unknown = sorted({name for pair in made.contrasts or [] for name in pair} - set(labels))
+    unknown = sorted({name for pair in config.contrasts or [] for name in pair} - set(labels))
     problems.extend(
         ("contrasts", f"unknown label {name!r}; {did_you_mean(name, labels)}") for name in unknown
     )
@@ -241,11 +247,11 @@ def _rows(made: File, problems: Problems) -> list[Experiment | None]:
 def _experiment(
     file: File, item: dict[str, Any], place: str, comparison: bool, problems: Problems
 ) -> Experiment | None:
-    """The experiment of one method of a file; None where there are problems, which are added."""
+    """Return the experiment of one method of a file; None with its problems added."""
     before = len(problems)
     entry = parse_entry(item, comparison, place, problems)
     task, test_task = _tasks(file, entry, problems)
-    model_values = _laid_over(file.model, entry.overlay("model"), "name")
+    model_values = _with_overlay(file.model, entry.overlay("model"), "name")
     default_model = (task and task.default_model) or DEFAULT_MODEL
     model = _component("models", model_values, default_model, "model", problems)
     method, contains, found = _method(entry, place, problems)
@@ -260,7 +266,7 @@ def _experiment(
     )
     problems.extend(_low_targets(sections["evaluate"], test_task))
     if len(problems) > before:
-        problems.extend(_sizes(task))
+        problems.extend(_build_problems(task))
         problems[before:] = once(problems[before:])
         return None
     sections["published"] = None if sections["published"] == Published() else sections["published"]
@@ -286,31 +292,31 @@ def _plugins(file: File, *components: Any) -> tuple[str, ...]:
 
 
 def _tasks(file: File, entry: Entry, problems: Problems) -> tuple[Any, Any]:
-    """(training tasks, test tasks): `evaluate.task` is laid over the file's task section."""
-    values = _laid_over(file.task, entry.overlay("task"), "source")
+    """Return (training tasks, test tasks); `evaluate.task` overrides the file's task section."""
+    values = _with_overlay(file.task, entry.overlay("task"), "source")
     task = _component("tasks", values, DEFAULT_TASK, "task", problems)
-    over = file.evaluate.get("task") or {}
-    if not isinstance(over, dict):
+    overlay = file.evaluate.get("task") or {}
+    if not isinstance(overlay, dict):
         return task, task  # a problem of the evaluate section
-    values = _laid_over(file.task, over, "source")
+    values = _with_overlay(file.task, overlay, "source")
     return task, _component("tasks", values, DEFAULT_TASK, "evaluate.task", problems)
 
 
 def _method(
     entry: Entry, place: str, problems: Problems
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
-    """(method, the method that a shared search contains, the genotype that it has found)."""
+    """Return (method, method that a shared search contains, genotype that it has found)."""
     fields = entry.fields
     kind = METHODS.get(str(fields.get("name", DEFAULT_METHOD)))
     default = None if kind is None else kind.contains_by_default
     if default is None:
         return _component("methods", fields, DEFAULT_METHOD, place, problems), None, None
     search = partly_validated(Search, fields, place, problems)
-    inside = f"{place}.contains"
-    contains: Any = _component("methods", search.contains, default, inside, problems)
+    contains_key = f"{place}.contains"
+    contains: Any = _component("methods", search.contains, default, contains_key, problems)
     if contains is not None and not contains.can_be_contained:
         text = f"{contains.name} has no model that a search can choose"
-        problems.append((f"{inside}.name", f"{text}: use a method such as maml or fine_tune"))
+        problems.append((f"{contains_key}.name", f"{text}: use a method such as maml or fine_tune"))
     fields = dict(search.model_extra or {})
     method = _component("methods", fields, DEFAULT_METHOD, place, problems)
     return method, contains, None if search.found is None else tuple(search.found)
@@ -319,7 +325,7 @@ def _method(
 def _check_start(
     entry: Entry, base_method: Any, contains: Any, found: tuple[int, ...] | None
 ) -> list[str]:
-    """Why a method cannot begin from its `start`, or without one."""
+    """Return why a method cannot start from its `start`, or without one."""
     if entry.start is not None and contains is not None and found is None:
         text = "needs a network, which the search has not found yet: remove start, or set found"
         return [text]
@@ -328,7 +334,7 @@ def _check_start(
 
 
 def _low_targets(evaluate: Any, task: Any) -> Problems:
-    """Levels of accuracy that are solved by luck: below twice the accuracy of a random guess."""
+    """Return problems of accuracy targets below twice the accuracy of a random guess."""
     ways = dict(task).get("ways") if isinstance(task, TaskComponent) else None
     if not isinstance(evaluate, Evaluate) or type(ways) is not int or ways < 2:
         return []
@@ -337,17 +343,17 @@ def _low_targets(evaluate: Any, task: Any) -> Problems:
     return [("evaluate.targets", text)] if low else []
 
 
-def _laid_over(base: dict[str, Any], over: dict[str, Any], tag: str) -> dict[str, Any]:
-    """A section with an overlay, key by key; another component takes none of the base's keys."""
-    known = base.get(tag, DEFAULT_TASK if tag == "source" else over.get(tag))
-    other = tag in over and over[tag] != known
-    return dict(over) if other else {**base, **over}
+def _with_overlay(base: dict[str, Any], overlay: dict[str, Any], tag: str) -> dict[str, Any]:
+    """Merge an overlay into a section; with another component it replaces the whole section."""
+    base_name = base.get(tag, DEFAULT_TASK if tag == "source" else overlay.get(tag))
+    is_other_component = tag in overlay and overlay[tag] != base_name
+    return dict(overlay) if is_other_component else {**base, **overlay}
 
 
 def _component(
     table: str, values: dict[str, Any], default: str, place: str, problems: Problems
 ) -> Any:
-    """The component of a table that a section describes; None with its problems added."""
+    """Return the component of a table that a section describes; None with its problems added."""
     kinds, tag = TABLES[table], "source" if table == "tasks" else "name"
     name = values.get(tag, default)
     if not isinstance(name, str) or name not in kinds:
@@ -366,8 +372,8 @@ def _clean(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value not in (None, {}, "")}
 
 
-def _sizes(task: Any) -> Problems:
-    """Problems that only building the source can find, such as more ways than classes."""
+def _build_problems(task: Any) -> Problems:
+    """Return problems that only building the source can find, such as more ways than classes."""
     try:
         if task is not None:
             task.build(split="train", seed=0)
@@ -377,6 +383,6 @@ def _sizes(task: Any) -> Problems:
 
 
 def once(problems: Problems) -> Problems:
-    """Each problem once; those of the task section are not repeated for the test task."""
-    inherited = {(f"evaluate.{at}", text) for at, text in problems if at.startswith("task.")}
+    """Remove duplicates, and problems of the test task that the task section already has."""
+    inherited = {(f"evaluate.{key}", text) for key, text in problems if key.startswith("task.")}
     return [problem for problem in dict.fromkeys(problems) if problem not in inherited]

@@ -17,7 +17,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.losses import check_name
 
 DEFAULT_METHOD, DEFAULT_TASK, DEFAULT_MODEL = "maml", "glyphs", "conv4"
-PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
+PYTHON = "python:"  # prefix of the name and hash of a loss that was passed as a function
 OVERLAYS = ("task", "model", "run", "evaluate")
 OWN_TEST = ("episodes", "chunk", "along")  # fields of evaluate that may differ within a comparison
 SECTIONS: dict[str, type[Component]] = {
@@ -29,7 +29,7 @@ SECTIONS: dict[str, type[Component]] = {
 
 
 def loss_problems(name: str | None) -> Problems:
-    """Why `loss` names no loss; nothing is known here of one that was given as a function."""
+    """Return problems of the name of a loss; one that was passed as a function is not checked."""
     try:
         if name is not None and not name.startswith(PYTHON):
             check_name(name)
@@ -39,14 +39,14 @@ def loss_problems(name: str | None) -> Problems:
 
 
 def method_problems(data: dict[str, Any]) -> Problems:
-    """Methods of a file without a name; nothing is known here of what is no mapping."""
-    several, one = data.get("methods"), data.get("method")
-    items = several if isinstance(several, list) else []
-    found = [f"methods.{n}" for n, item in enumerate(items) if _is_nameless(item)]
-    if several is None and (not one or _is_nameless(one)):
-        found = ["method"]
+    """Return problems of methods without a name; entries that are not mappings are not checked."""
+    multiple, single = data.get("methods"), data.get("method")
+    items = multiple if isinstance(multiple, list) else []
+    places = [f"methods.{n}" for n, item in enumerate(items) if _is_nameless(item)]
+    if multiple is None and (not single or _is_nameless(single)):
+        places = ["method"]
     text = f"has no name: a file says which method it is for, such as name: {DEFAULT_METHOD}"
-    return [(place, f"{text} (metalearn list methods)") for place in found]
+    return [(place, f"{text} (metalearn list methods)") for place in places]
 
 
 def _is_nameless(item: Any) -> bool:
@@ -54,7 +54,7 @@ def _is_nameless(item: Any) -> bool:
 
 
 def label_of(item: dict[str, Any]) -> str:
-    """The label of an item of `methods`: its own, else its name."""
+    """Return the label of an item of `methods`: its `label`, else its name."""
     return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
 
 
@@ -71,7 +71,11 @@ def _label(value: Any) -> Any:
 
 
 def _methods(value: Any) -> Any:
-    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(item, dict) for item in value)
+    ):
         raise ValueError("must be a list of mappings, one per method, each with a `name`")
     return value
 
@@ -93,8 +97,8 @@ def _start(value: Any) -> Any:
 
 
 def _genotype(value: Any) -> Any:
-    whole = isinstance(value, list) and all(type(choice) is int for choice in value)
-    if value is not None and not whole:
+    is_valid = isinstance(value, list) and all(type(choice) is int for choice in value)
+    if value is not None and not is_valid:
         raise ValueError(f"must be a genotype, a list of integers (got {value!r})")
     return value
 
@@ -146,7 +150,7 @@ class Entry(Component):
     )
 
     def overlay(self, section: str) -> dict[str, Any]:
-        """What this method lays over a section of the file."""
+        """Return the overrides of a section of the file for this method."""
         return {}
 
     @property
@@ -184,7 +188,7 @@ class Search(Component):
 
 
 def parse_entry(item: dict[str, Any], comparison: bool, place: str, problems: Problems) -> Entry:
-    """The entry of one method; what is wrong is added to the problems and replaced by defaults."""
+    """Parse the entry of one method; adds its problems, and uses defaults for invalid values."""
     entry = partly_validated(Row if comparison else Entry, item, place, problems)
     if isinstance(entry, Row):
         for key in sorted(map(str, set(entry.evaluate) - set(OWN_TEST))):

@@ -13,19 +13,19 @@ from metalearn.storage.yaml import is_printable, parse_yaml
 
 
 def split(text: str) -> tuple[list[str], Any]:
-    """`a.b=value` -> (["a", "b"], value); the value is YAML."""
-    path, value = _parts(text)
-    return path, _yaml(text, value)
+    """Parse `a.b=value` into (["a", "b"], value); the value is YAML."""
+    path, value = _split_key(text)
+    return path, _parse_value(text, value)
 
 
-def _parts(text: str) -> tuple[list[str], str]:
+def _split_key(text: str) -> tuple[list[str], str]:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise ConfigError((text, "must have the form KEY=VALUE, such as method.inner_lr=0.4"))
     return key.split("."), value
 
 
-def _yaml(text: str, value: str) -> Any:
+def _parse_value(text: str, value: str) -> Any:
     try:
         return parse_yaml(value)
     except ValueError as error:
@@ -35,18 +35,18 @@ def _yaml(text: str, value: str) -> Any:
 def apply_overrides(
     data: dict[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A changed copy, and notes: a new `name` (a task's `source`) drops the section's other keys.
+    """Return a changed copy, and notes: a new `name` (`source` of a task) drops the other keys.
 
-    Values are YAML; that of a text field is taken as it stands, unless it is quoted."""
+    Values are YAML; that of a text field is used literally, unless it is quoted."""
     data, notes = copy.deepcopy(data), []
     problems: list[tuple[str, str]] = []
     parsed = []
     for text in overrides:
         try:
-            parsed.append((text, *_parts(text)))
+            parsed.append((text, *_split_key(text)))
         except ConfigError as error:
             problems.extend(error.problems)
-    parsed.sort(key=_order)
+    parsed.sort(key=_sort_key)
     for text, path, value in parsed:
         try:
             note = _set(data, path, _value(data, text, path, value))
@@ -61,22 +61,22 @@ def apply_overrides(
 
 
 def _value(data: dict[str, Any], text: str, path: list[str], value: str) -> Any:
-    """The value of an override: the text itself for a text field, else YAML."""
+    """Return the value of an override: the text itself for a text field, else YAML."""
     if value.startswith(("'", '"')) or not is_text_field(data, path):
-        return _yaml(text, value)
+        return _parse_value(text, value)
     if not is_printable(value):
         raise ConfigError((text, "the value contains a character that cannot be stored as text"))
     return None if value in ("", "null", "~") and is_optional(data, path) else value
 
 
-def _order(entry: tuple[str, list[str], str]) -> tuple[bool, int]:
-    """New tags first, the outer before the inner, so that they drop no override."""
+def _sort_key(entry: tuple[str, list[str], str]) -> tuple[bool, int]:
+    """Sort new tags first, outer before inner, so that they drop no override."""
     _, path, _ = entry
     return (not _is_tag(path), len(path) if _is_tag(path) else 0)
 
 
 def _is_tag(path: list[str]) -> bool:
-    """Whether a path ends at the key that says which component a section is."""
+    """Return whether a path ends at the key that selects the component of a section."""
     if len(path) < 2 or path[-2] == "tune":
         return False
     return path[-1] == ("source" if path[-2] == "task" else "name")
@@ -85,7 +85,7 @@ def _is_tag(path: list[str]) -> bool:
 def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
     where = ".".join(path)
     if path[0] == "methods" and len(path) > 1:
-        data = _item(data, path)
+        data = _find_item(data, path)
         path = path[2:]
     elif path[0] == "method" and "methods" in data:
         instead = f"methods.LABEL.{'.'.join(path[1:])}=..., labels: {', '.join(_labels(data))}"
@@ -96,15 +96,14 @@ def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
 
 
 def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
-    """Drop what belonged to another component of this section; a method's label stays in a
-    comparison."""
+    """Drop the keys of another component of this section; keeps the label in a comparison."""
     section: Any = data
     for part in path[:-1]:
         section = section.get(part) if isinstance(section, dict) else None
     if not isinstance(section, dict) or section.get(path[-1]) == value:
         return []
-    keep = ("name", "label") if len(path) == 1 else (path[-1],)
-    dropped = [key for key in section if key not in keep]
+    kept_keys = ("name", "label") if len(path) == 1 else (path[-1],)
+    dropped = [key for key in section if key not in kept_keys]
     for key in dropped:
         del section[key]
     return [str(key) for key in dropped]
@@ -116,8 +115,8 @@ def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {label_of(item): item for item in rows if isinstance(item, dict)}
 
 
-def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """The item of `methods` that methods.LABEL.key means, its label written down."""
+def _find_item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """Return the item of `methods` for methods.LABEL.key, after storing its label."""
     if not isinstance(data.get("methods"), list):
         raise ConfigError(("", "this file has no `methods`: write method.key=value"))
     labels = _labels(data)

@@ -48,8 +48,8 @@ LOSS_KIND = "losses"  # functions (predictions, y)
 REPORT_KIND = "report"  # sections of the report: what metalearn.report.section returns
 ALL_KINDS = (*KINDS, LOSS_KIND, REPORT_KIND)
 Problems = list[tuple[str, str]]
-_modules: dict[str, ModuleType] = {}  # by the plug-in's name, as it was given
-_collections: list[Problems] = []  # of the plug-ins that are being imported, the innermost last
+_modules: dict[str, ModuleType] = {}  # by the plug-in's name, as the user wrote it
+_collections: list[Problems] = []  # of the plug-ins that are being imported, innermost last
 
 
 def register(kind: str, component: Any) -> Any:
@@ -84,22 +84,22 @@ def _register(kind: str, component: Any) -> Any:
         return _register_loss(component)
     if kind not in KINDS:
         raise ConfigError(("kind", f"unknown kind {kind!r}; {did_you_mean(kind, ALL_KINDS)}"))
-    wanted, tag = KINDS[kind], tag_of(kind)
-    if not (isinstance(component, type) and issubclass(component, wanted)):
-        text = f"{component!r} is not a subclass of {wanted.__module__}.{wanted.__name__}"
+    base_class, tag = KINDS[kind], tag_of(kind)
+    if not (isinstance(component, type) and issubclass(component, base_class)):
+        text = f"{component!r} is not a subclass of {base_class.__module__}.{base_class.__name__}"
         raise ConfigError((kind, text))
     field = component.model_fields.get(tag)
     name = None if field is None else field.default
     if not isinstance(name, str) or not name:
         text = f'{component.__name__} needs a default for its field {tag}: {tag}: Literal["mine"]'
         raise ConfigError((kind, f'{text} = "mine"'))
-    _refuse_taken(kind, name, tag, TABLES[kind].get(name), component)
+    _check_name_is_free(kind, name, tag, TABLES[kind].get(name), component)
     TABLES[kind][name] = component
     return component
 
 
 def tag_of(kind: str) -> str:
-    """The field that holds a component's registered name."""
+    """Return the field that holds a component's registered name."""
     return "source" if kind == "tasks" else "name"
 
 
@@ -108,8 +108,10 @@ def _register_section(section: Any) -> Any:
     if not isinstance(title, str) or not callable(data):
         text = f'{section!r} is not a section: decorate a function with @metalearn.section("...")'
         raise ConfigError((REPORT_KIND, text))
-    known = REPORT.get(title)
-    _refuse_taken(REPORT_KIND, title, "question", None if known is None else known.data, data)
+    registered = REPORT.get(title)
+    _check_name_is_free(
+        REPORT_KIND, title, "question", None if registered is None else registered.data, data
+    )
     REPORT[title] = section
     return section
 
@@ -119,31 +121,31 @@ def _register_loss(function: Any) -> Any:
     if not callable(function) or isinstance(function, type) or not name.isidentifier():
         text = f"{function!r} is not a named function (predictions, y)"
         raise ConfigError((LOSS_KIND, text))
-    known = {**FUNCTIONS, **LOSSES}.get(name)
-    _refuse_taken(LOSS_KIND, name, "name", known, function)
+    registered = {**FUNCTIONS, **LOSSES}.get(name)
+    _check_name_is_free(LOSS_KIND, name, "name", registered, function)
     FUNCTIONS[name] = function
     return function
 
 
-def _refuse_taken(kind: str, name: str, tag: str, known: Any, new: Any) -> None:
-    """ConfigError where a name stands for something else.
+def _check_name_is_free(kind: str, name: str, tag: str, registered: Any, new: Any) -> None:
+    """Raise ConfigError if a name belongs to another component.
 
-    What is defined again, as in a notebook, stays the same component."""
+    A component that is defined again, as in a notebook, counts as the same one."""
 
-    def place(one: Any) -> tuple[str, str]:
-        return one.__module__, one.__qualname__
+    def qualified_name(component: Any) -> tuple[str, str]:
+        return component.__module__, component.__qualname__
 
-    if known is None or place(known) == place(new):
+    if registered is None or qualified_name(registered) == qualified_name(new):
         return
-    text = f"{name!r} is the {tag} of {known.__module__}.{known.__qualname__}"
+    text = f"{name!r} is the {tag} of {registered.__module__}.{registered.__qualname__}"
     raise ConfigError((kind, f"{text}: choose another one for {new.__qualname__}"))
 
 
 def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
     """Import modules or .py files, and register the components that they define.
 
-    A file is looked for beside `folder`, then in the working directory. Raises ConfigError with
-    every problem of every plug-in; one that has any leaves nothing in the tables."""
+    A file is looked up in `folder`, then in the working directory. Raises ConfigError with every
+    problem of every plug-in; a plug-in with problems registers nothing."""
     load_entry_points()
     problems: Problems = []
     for name in dict.fromkeys(names):
@@ -154,38 +156,38 @@ def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
 
 
 def _load(name: str, folder: Path | None) -> Problems:
-    """Import one plug-in; every problem with it."""
+    """Import one plug-in; returns its problems."""
     tables = _tables()
     before = [dict(table) for table in tables]
     module = None
-    with _collected() as found:
+    with _collect_problems() as problems:
         try:
-            module = _imported(name, folder)
+            module = _import_plugin(name, folder)
             _register_all(module)
         except ConfigError as error:
-            found += error.problems
-    if module is not None and not found and tables == before and not _defines(module):
+            problems += error.problems
+    if module is not None and not problems and tables == before and not _defines(module):
         text = f"{name} neither defines nor registers a component: a class needs a default for its"
         text += ' field `name`, name: Literal["mine"] = "mine"; a loss needs metalearn.register'
-        found.append(("plugins", text))
-    if not found:
+        problems.append(("plugins", text))
+    if not problems:
         assert module is not None
         _modules[name] = module
         return []
     if module is not None:
-        sys.modules.pop(module.__name__, None)  # so that it is imported anew next time
+        sys.modules.pop(module.__name__, None)  # so that it is imported again next time
     for table, values in zip(tables, before, strict=True):
         table.clear()
         table.update(values)
     return [
         (place, text) if place == "plugins" else ("plugins", f"{name}: {place}: {text}")
-        for place, text in dict.fromkeys(found)
+        for place, text in dict.fromkeys(problems)
     ]
 
 
 @contextmanager
-def _collected() -> Iterator[Problems]:
-    """Collect what `register` refuses instead of raising it."""
+def _collect_problems() -> Iterator[Problems]:
+    """Context manager that collects the errors of `register` instead of raising them."""
     _collections.append([])
     try:
         yield _collections[-1]
@@ -198,44 +200,45 @@ def _tables() -> list[dict[str, Any]]:
 
 
 def _defines(module: ModuleType) -> bool:
-    """Whether a component of the tables is defined in the module, as where it was known before."""
-    known = [component for table in _tables() for component in table.values()]
-    modules = {getattr(one, "data", one).__module__ for one in known}  # a section is its function
+    """Return whether a component of the tables is defined in the module, also if from before."""
+    components = [component for table in _tables() for component in table.values()]
+    # The component of a section of the report is its function, `data`.
+    modules = {getattr(component, "data", component).__module__ for component in components}
     return any(_is_inside(name, module.__name__) for name in modules)
 
 
 def unloaded(names: Iterable[str]) -> list[str]:
-    """The plug-ins that were not loaded in this process."""
+    """Return the plug-ins that were not loaded in this process."""
     return [name for name in names if name not in _modules]
 
 
 def loaded() -> list[str]:
-    """The plug-ins of this process, for the processes that it starts: files by their whole path."""
+    """Return the plug-ins of this process, for processes that it starts; files by full path."""
     files = {name: str(module.__file__) for name, module in _modules.items()}
     names = (files[name] if name.endswith(".py") else name for name in _modules)
     return list(dict.fromkeys(names))
 
 
 def as_options(names: Iterable[str]) -> list[str]:
-    """`--plugin NAME` for each, as a command takes them."""
+    """Return the command-line options `--plugin NAME` of these plug-ins."""
     return [word for name in names for word in ("--plugin", name)]
 
 
 def plugins_of(components: Iterable[Any], named: Iterable[str] = ()) -> set[str]:
-    """The plug-ins `named`, and those that define these components, losses, or parts of them."""
-    modules = {one.__module__ for component in components for one in _parts(component)}
-    found = set(named)
-    known = {_modules[name].__name__ for name in found if name in _modules}
+    """Return `named` and the plug-ins that define these components, losses, or their parts."""
+    modules = {part.__module__ for component in components for part in _parts(component)}
+    plugins = set(named)
+    module_names = {_modules[name].__name__ for name in plugins if name in _modules}
     for name, module in _modules.items():
-        inside = any(_is_inside(one, module.__name__) for one in modules)
-        if inside and module.__name__ not in known:
-            known.add(module.__name__)
-            found.add(name)
-    return found
+        is_used = any(_is_inside(part_module, module.__name__) for part_module in modules)
+        if is_used and module.__name__ not in module_names:
+            module_names.add(module.__name__)
+            plugins.add(name)
+    return plugins
 
 
 def _parts(component: Any) -> Iterator[Any]:
-    """A component and those in its fields; a function."""
+    """Yield a component and the components in its fields, or a function."""
     if isinstance(component, Component):
         yield component
         for _, value in component:
@@ -252,8 +255,8 @@ def _is_inside(module: str, package: str) -> bool:
 def load_entry_points() -> None:
     """Register the components and report sections that installed packages declare.
 
-    The groups are metalearn.tasks, metalearn.models, and so on. What cannot be loaded is left out,
-    with a warning. Packages count as plug-ins: a config names them beside their components."""
+    The groups are metalearn.tasks, metalearn.models, and so on. Entries that cannot be loaded are
+    skipped with a warning. Packages count as plug-ins: a config lists those of its components."""
     declared = entry_points()  # reads the metadata of every installed package
     for kind in ALL_KINDS:
         for entry in declared.select(group=f"metalearn.{kind}"):
@@ -266,10 +269,10 @@ def load_entry_points() -> None:
             _modules.setdefault(package, sys.modules[package])
 
 
-def _imported(name: str, folder: Path | None) -> ModuleType:
+def _import_plugin(name: str, folder: Path | None) -> ModuleType:
     try:
         if name.endswith(".py"):
-            return _from_file(name, folder)
+            return _import_file(name, folder)
         return importlib.import_module(name)
     except ConfigError:
         raise
@@ -278,20 +281,20 @@ def _imported(name: str, folder: Path | None) -> ModuleType:
         raise ConfigError(("plugins", text)) from error
 
 
-def _from_file(name: str, folder: Path | None) -> ModuleType:
+def _import_file(name: str, folder: Path | None) -> ModuleType:
     folders = [Path()] if folder is None else [folder, Path()]
     path = next((parent / name for parent in folders if (parent / name).is_file()), None)
     if path is None:
-        places = " or ".join(str(parent.resolve()) for parent in folders)
-        raise ConfigError(("plugins", f"no file {name} in {places}"))
+        folder_names = " or ".join(str(parent.resolve()) for parent in folders)
+        raise ConfigError(("plugins", f"no file {name} in {folder_names}"))
     path = path.resolve()
     name = f"metalearn_plugin_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ != str(path):  # another file of this name
+    existing = sys.modules.get(name)
+    if existing is not None and existing.__file__ != str(path):  # another file of this name
         name += f"_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        known = sys.modules.get(name)
-    if known is not None:
-        return known
+        existing = sys.modules.get(name)
+    if existing is not None:
+        return existing
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -308,9 +311,9 @@ def _register_all(module: ModuleType) -> None:
     for value in list(vars(module).values()):
         if not isinstance(value, type) or not _is_inside(value.__module__, module.__name__):
             continue
-        for kind, wanted in KINDS.items():
+        for kind, base_class in KINDS.items():
             field = tag_of(kind)
-            if issubclass(value, wanted) and field in value.model_fields:
-                named = isinstance(value.model_fields[field].default, str)
-                if named and not getattr(value, "__abstractmethods__", None):
+            if issubclass(value, base_class) and field in value.model_fields:
+                has_name = isinstance(value.model_fields[field].default, str)
+                if has_name and not getattr(value, "__abstractmethods__", None):
                     register(kind, value)

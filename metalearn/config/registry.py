@@ -1,4 +1,4 @@
-"""Everything that exists, by name: one line a component."""
+"""Tables of all components by name, one line per component."""
 
 from __future__ import annotations
 

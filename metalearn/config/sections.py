@@ -119,8 +119,7 @@ class Run(Component):
     @model_validator(mode="before")
     @classmethod
     def _other_engines_loop(cls, data: Any) -> Any:
-        """What other packages' backward passes run under, chosen here: there is nothing for `auto`
-        to try."""
+        """Set executor loop for the engines of other packages: `auto` has nothing to time."""
         if not isinstance(data, dict) or data.get("executor", "auto") != "auto":
             return data
         foreign = data.get("engine", "native") in ("learn2learn", "higher")
@@ -139,7 +138,7 @@ class Run(Component):
     @field_validator("seeds", mode="before")
     @classmethod
     def _one_seed(cls, seeds: Any) -> Any:
-        """`seeds: 3` is [3]."""
+        """Read `seeds: 3` as [3]."""
         return (seeds,) if type(seeds) is int else seeds
 
     @field_validator("seeds")
@@ -198,7 +197,7 @@ class Evaluate(Component):
     @field_validator("along")
     @classmethod
     def _shares_ascend(cls, along: tuple[float, ...]) -> tuple[float, ...]:
-        if list(along) != sorted(set(along)) or any(not 0 < share < 1 for share in along):
+        if list(along) != sorted(set(along)) or any(not 0 < fraction < 1 for fraction in along):
             raise ValueError(
                 f"along must be ascending fractions between 0 and 1 (got {list(along)})"
             )
@@ -239,7 +238,7 @@ class Evaluate(Component):
 
 
 class Budget(Component):
-    """What tuning may spend, the same for every method."""
+    """The tuning budget, the same for every method."""
 
     trials: int = option(
         0, "Tuning trials per method that has a `tune` block.", ge=0, le=MOST_TRIALS
@@ -265,7 +264,7 @@ class Budget(Component):
 
     @property
     def tunes(self) -> bool:
-        """Whether there is anything to tune with."""
+        """Whether the budget allows any tuning."""
         return self.trials > 0 or self.flops is not None
 
 

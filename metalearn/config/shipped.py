@@ -1,6 +1,6 @@
-"""The YAML files that a name on the command line may stand for: experiments and sweeps.
+"""Shipped YAML files that can be used by name: experiments and sweeps.
 
-A wheel holds them in `metalearn/experiments/`, a checkout in `experiments/` beside the package."""
+A wheel has them in `metalearn/experiments/`, a checkout in `experiments/` next to the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOME = 12  # names that a message lists
 
 
 def folders(sub: str = "") -> list[Path]:
-    """Where a name is looked up: `experiments/` of the working directory, then installed files."""
+    """Return where names are looked up: `experiments/` here, then the installed files."""
     package = Path(__file__).resolve().parents[1]
     shipped = package / "experiments"
     if not shipped.is_dir() and (package.parent / "pyproject.toml").is_file():
@@ -23,40 +23,40 @@ def folders(sub: str = "") -> list[Path]:
 
 
 def files(sub: str = "") -> dict[str, Path]:
-    """Every file by its name; the working directory's wins over the shipped one."""
-    found = {path.stem: path for home in reversed(folders(sub)) for path in home.glob("*.yaml")}
-    return dict(sorted(found.items()))
+    """Return all files by name; those of the working directory override shipped ones."""
+    paths = {path.stem: path for folder in reversed(folders(sub)) for path in folder.glob("*.yaml")}
+    return dict(sorted(paths.items()))
 
 
 def find(name: str, kind: str, sub: str = "") -> Path:
-    """The file of a path or of a name; ConfigError with the names there are."""
+    """Return the file of a path or of a name; raises ConfigError with the valid names."""
     path = Path(name)
     if path.is_file():
         return path
-    known = files(sub)
-    if name.removesuffix(".yaml") in known:
-        return known[name.removesuffix(".yaml")]
+    paths = files(sub)
+    if name.removesuffix(".yaml") in paths:
+        return paths[name.removesuffix(".yaml")]
     if path.is_dir():
         why = f"is a directory: pass the file of {_article(kind)}, or the name of a shipped one"
         raise ConfigError((name, why))
-    if not known:
+    if not paths:
         text = f"no such file, and this copy of metalearn contains no {kind}s: install its wheel"
         raise ConfigError((name, f"{text}, or run in a checkout"))
-    raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, list(known))}"))
+    raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, list(paths))}"))
 
 
-def _nearest(name: str, kind: str, known: Sequence[str]) -> str:
-    """Valid names, those that are like `name` first; a few, and the command that lists all."""
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    some = [*near, *(one for one in known if one not in near)][:SOME]
-    more = len(known) - len(some)
-    rest = f" and {more} more: metalearn list {kind}s" if more else ""
-    return f"{hint}valid: {', '.join(some)}{rest}"
+def _nearest(name: str, kind: str, names: Sequence[str]) -> str:
+    """Return some valid names, similar ones first, and the command that lists all."""
+    matches = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(map(repr, matches))}? " if matches else ""
+    listed = [*matches, *(other for other in names if other not in matches)][:SOME]
+    hidden_count = len(names) - len(listed)
+    rest = f" and {hidden_count} more: metalearn list {kind}s" if hidden_count else ""
+    return f"{hint}valid: {', '.join(listed)}{rest}"
 
 
 def sentence(path: Path) -> str:
-    """The first sentence of the comment that a file begins with."""
+    """Return the first sentence of the comment at the beginning of a file."""
     lines = []
     for line in path.read_text("utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""What the speed of a step depends on, as one hash: the key of the stored timings."""
+"""Hash of everything that the speed of a step depends on: the key of stored timings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from metalearn.types import EpisodeSpec
 
 
 def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
-    """A hash of all that speed depends on.
-
-    That is method, model, shapes, machine, threads, versions, and this code."""
+    """Return a hash of method, model, shapes, machine, threads, versions, and this code."""
     run = experiment.run
     free = {"outer"}
     if experiment.base_method.rate_is_input and not device.startswith("cuda"):
@@ -48,8 +46,8 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
 
 @functools.cache
 def _code() -> str:
-    """A hash of the packages that a step runs through."""
-    home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    """Return a hash of the source of the packages that a step runs."""
+    package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     packages = (
         "kernels",
         "models",
@@ -63,9 +61,9 @@ def _code() -> str:
     files = [
         path
         for name in packages
-        for path in (home / name).rglob("*")
+        for path in (package / name).rglob("*")
         if path.suffix in (".py", ".cpp")
     ]
-    for path in sorted([*files, *home.glob("*.py")]):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+    for path in sorted([*files, *package.glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Task sources of a stored run: built when they are used, their form known from the record.
+"""Task sources of a stored run: built at first use, with a spec read from the run's record.
 
 A run records the form of its tasks in environment.json, so that it can be opened without its
 data."""
@@ -20,8 +20,8 @@ FIELDS = ("kind", "ways", "shots", "queries", "x_shape", "outputs", "num_classes
 class LazySource:
     """A task source that is built at its first use.
 
-    With a record its `spec`, `data_sha256` and `facts` are known before; without, asking for them
-    builds it. Raises ConfigError where the data have another form than the record says."""
+    With a record its `spec`, `data_sha256` and `facts` are known without building it; otherwise
+    reading them builds it. Raises ConfigError if the data have another form than the record."""
 
     spec: EpisodeSpec
     data_sha256: str
@@ -40,29 +40,34 @@ class LazySource:
             self.data_sha256 = str(record.get("data_sha256", ""))
             self.facts = dict(record.get("facts", {}))
 
-    def sample(self, *args: Any, **named: Any) -> Any:
-        return self.built().sample(*args, **named)
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        return self.built().sample(*args, **kwargs)
 
-    def examples(self, *args: Any, **named: Any) -> Any:
-        return self.built().examples(*args, **named)
+    def examples(self, *args: Any, **kwargs: Any) -> Any:
+        return self.built().examples(*args, **kwargs)
 
     def built(self) -> TaskSource:
-        """The source itself."""
+        """Return the source itself, built at the first call."""
         if not self._built:
-            made = self._build()
-            known = self.__dict__.get("spec")
-            wrong = [n for n in FIELDS if known and getattr(made.spec, n) != getattr(known, n)]
-            if wrong:
+            source = self._build()
+            recorded_spec = self.__dict__.get("spec")
+            changed_fields = [
+                n
+                for n in FIELDS
+                if recorded_spec and getattr(source.spec, n) != getattr(recorded_spec, n)
+            ]
+            if changed_fields:
                 changes = ", ".join(
-                    f"{n} {getattr(known, n)} -> {getattr(made.spec, n)}" for n in wrong
+                    f"{n} {getattr(recorded_spec, n)} -> {getattr(source.spec, n)}"
+                    for n in changed_fields
                 )
                 text = f"has other data than the run was trained with ({changes})"
                 raise ConfigError(
                     ("task", f"{text}: use metalearn evaluate RUN to test on other data")
                 )
-            if known and (why := changed_data({"data_sha256": self.data_sha256}, made)):
+            if recorded_spec and (why := changed_data({"data_sha256": self.data_sha256}, source)):
                 warn_once(f"task: the run was made with {why}")
-            self._built.append(made)
+            self._built.append(source)
         return self._built[0]
 
     def __getattr__(self, name: str) -> Any:
@@ -72,7 +77,7 @@ class LazySource:
 
 
 def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
-    """What the data of a source are beside those of its record; empty where they are the same."""
+    """Describe how a source's data differ from those of its record; empty if they are the same."""
     before, now = record.get("data_sha256"), getattr(source, "data_sha256", "")
     if not before or not now or before == now:
         return ""
@@ -80,7 +85,7 @@ def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
 
 
 def record_of(source: TaskSource) -> dict[str, Any] | None:
-    """The form of a source's tasks as plain data; None for an objective, which is a function."""
+    """Return the form of a source's tasks as plain data; None for an objective (a function)."""
     spec = source.spec
     if spec.objective is not None:
         return None
@@ -93,7 +98,7 @@ def record_of(source: TaskSource) -> dict[str, Any] | None:
 
 
 def spec_of(record: Mapping[str, Any], device: str, dtype: torch.dtype) -> EpisodeSpec:
-    """The spec that `record_of` wrote."""
+    """Return the spec of a record that `record_of` wrote."""
     values = {name: record[name] for name in FIELDS}
     values["x_shape"] = tuple(values["x_shape"])
     return EpisodeSpec(**values, device=device, dtype=dtype)

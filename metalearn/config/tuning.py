@@ -1,7 +1,7 @@
 """The `tune` block of a method: ranges of its fields, checked against the fields' limits.
 
-A field of a component inside the method is named by its path, `outer.lr`; a file may also nest it,
-as in `tune: {outer: {lr: {min: 0.001, max: 0.1}}}`."""
+A field of a nested component is named by its path, `outer.lr`; a file may also nest it, as in
+`tune: {outer: {lr: {min: 0.001, max: 0.1}}}`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Kind = TypeVar("Kind", bound=Component)
 def tune_ranges(
     tune: dict[str, Any], method: Any, budget: Any, place: str, problems: Problems
 ) -> dict[str, TuneRange]:
-    """The ranges by field; a method or budget that is None has problems of its own already."""
+    """Return the ranges by field; a method or budget that is invalid is None here."""
     ranges: dict[str, TuneRange] = {}
-    for key, values in _flat(tune, method):
+    for key, values in _flatten_ranges(tune, method):
         where = f"{place}.tune.{key}"
-        if method is not None and (text := _unknown(method, key)):
+        if method is not None and (text := _unknown_field(method, key)):
             problems.append((where, text))
             continue
         values = values if isinstance(values, dict) else {"values": values}
         span = validated(TuneRange, values, where, problems)
         if span is not None:
             ranges[key] = span
-            problems.extend((where, text) for text in _illegal(method, key, span))
+            problems.extend((where, text) for text in _range_problems(method, key, span))
     for key in ranges:
         if (outer := key.rpartition(".")[0]) in ranges:
             text = f"is part of {outer}, which is tuned as a whole: remove one of the two"
@@ -44,15 +44,15 @@ def tune_ranges(
 
 
 def value_at(component: Component, key: str) -> Any:
-    """What a component has in the field `inner_lr`, or `outer.lr`."""
-    found: Any = component
+    """Return a component's value of the field `inner_lr`, or `outer.lr`."""
+    value: Any = component
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def with_values(component: Kind, values: Mapping[str, Any]) -> Kind:
-    """The component with other values in some fields, by their paths."""
+    """Return the component with other values in some fields, by their paths."""
     data = component.model_dump()
     for key, value in values.items():
         *path, name = key.split(".")
@@ -64,26 +64,28 @@ def with_values(component: Kind, values: Mapping[str, Any]) -> Kind:
 
 
 def numbers_of(method: Component, key: str) -> set[type]:
-    """Which of int and float a field of a method takes; {int}: whole numbers alone."""
+    """Return which of int and float a field of a method accepts; {int}: only integers."""
     outer, _, name = key.rpartition(".")
     owner = value_at(method, outer) if outer else method
     annotation = type(owner).model_fields[name].annotation
     return {int, float} & set(get_args(annotation) or (annotation,))
 
 
-def _flat(tune: Mapping[Any, Any], owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path of a field, what is given for it), nested mappings of a component's fields unfolded."""
+def _flatten_ranges(
+    tune: Mapping[Any, Any], owner: Any, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield (path of a field, its entry); nested mappings of a component's fields are flattened."""
     for key, values in tune.items():
         inner = getattr(owner, str(key), None) if isinstance(owner, Component) else None
-        ranged = not isinstance(values, dict) or not set(values) - set(TuneRange.model_fields)
-        if isinstance(inner, Component) and not ranged:
-            yield from _flat(values, inner, f"{prefix}{key}.")
+        is_range = not isinstance(values, dict) or not set(values) - set(TuneRange.model_fields)
+        if isinstance(inner, Component) and not is_range:
+            yield from _flatten_ranges(values, inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", values
 
 
-def _unknown(method: Component, key: str) -> str:
-    """Why a path names no field of the method; empty where it names one."""
+def _unknown_field(method: Component, key: str) -> str:
+    """Return why a path is not a field of the method; empty if it is one."""
     owner: Any = method
     for part in key.split("."):
         if not isinstance(owner, Component):
@@ -96,8 +98,8 @@ def _unknown(method: Component, key: str) -> str:
     return ""
 
 
-def _illegal(method: Any, key: str, span: TuneRange) -> list[str]:
-    """Why both ends (or every value) of a range are not legal values of the field."""
+def _range_problems(method: Any, key: str, span: TuneRange) -> list[str]:
+    """Return why the ends (or values) of a range are not legal values of the field."""
     if method is None:
         return []
     ends: tuple[Any, ...] = span.values if span.values is not None else (span.min, span.max)
@@ -109,10 +111,10 @@ def _illegal(method: Any, key: str, span: TuneRange) -> list[str]:
             if any(end != int(end) for end in ends):
                 return [f"min and max must be integers (got {span.min} and {span.max})"]
             ends = tuple(int(end) for end in ends)
-    found = []
+    problems = []
     for value in ends:
         try:
             with_values(method, {key: value})
         except ValidationError as error:
-            found.append(f"invalid value {value!r}: {error.errors()[0]['msg']}")
-    return found
+            problems.append(f"invalid value {value!r}: {error.errors()[0]['msg']}")
+    return problems

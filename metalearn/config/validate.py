@@ -1,4 +1,4 @@
-"""From the values of one section to a component, or to every problem in them as a sentence."""
+"""Validate the values of one section as a component, with every problem as a sentence."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ Problems = list[tuple[str, str]]  # (place in the file, sentence)
 
 
 def validated(kind: type[C], values: dict[Any, Any], place: str, problems: Problems) -> C | None:
-    """The component, or None with its problems added, those of cross-field rules included."""
-    wrong = [key for key, value in values.items() if truth_for_number(kind, str(key), value)]
-    if wrong:
-        problems.extend((_join(place, key), no_truth(values[key])) for key in wrong)
-        validated(kind, {k: v for k, v in values.items() if k not in wrong}, place, problems)
+    """Return the component, or None with its problems added, including cross-field rules."""
+    invalid = [key for key, value in values.items() if truth_for_number(kind, str(key), value)]
+    if invalid:
+        problems.extend((_join(place, key), no_truth(values[key])) for key in invalid)
+        validated(kind, {k: v for k, v in values.items() if k not in invalid}, place, problems)
         return None
     tagged = _with_tags(kind, values)
     try:
         return kind.model_validate(tagged)
     except ValidationError as error:
-        problems.extend((_join(place, *at), text) for at, text in sentences(kind, error, tagged))
+        problems.extend(
+            (_join(place, *keys), text) for keys, text in sentences(kind, error, tagged)
+        )
         return None
 
 
 def partly_validated(kind: type[C], values: dict[Any, Any], place: str, problems: Problems) -> C:
-    """The component with defaults in the place of what is wrong, whose problems are added."""
-    found: Problems = []
-    made = validated(kind, values, place, found)
-    problems.extend(found)
-    if made is not None:
-        return made
-    bad = {where.removeprefix(place).removeprefix(".").partition(".")[0] for where, _ in found}
-    known = set(kind.model_fields) - bad  # a key may hold dots: what is unknown goes by itself
-    fine = {k: v for k, v in values.items() if k in known}
-    return kind.model_validate(fine)
+    """Return the component with defaults instead of invalid values, whose problems are added."""
+    new_problems: Problems = []
+    component = validated(kind, values, place, new_problems)
+    problems.extend(new_problems)
+    if component is not None:
+        return component
+    invalid_keys = {
+        where.removeprefix(place).removeprefix(".").partition(".")[0] for where, _ in new_problems
+    }
+    # Keys may contain dots; unknown keys are not fields and are dropped with the invalid ones.
+    valid_keys = set(kind.model_fields) - invalid_keys
+    valid = {k: v for k, v in values.items() if k in valid_keys}
+    return kind.model_validate(valid)
 
 
 def _join(*parts: Any) -> str:
@@ -46,7 +51,7 @@ def _join(*parts: Any) -> str:
 
 
 def _with_tags(kind: type[Component], values: dict[str, Any]) -> dict[str, Any]:
-    """A missing `name` of a nested component comes from the field's default."""
+    """Add missing `name` keys of nested components, from the defaults of their fields."""
     filled = dict(values)
     for key, value in values.items():
         info = kind.model_fields.get(str(key))
