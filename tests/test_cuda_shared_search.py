@@ -39,7 +39,7 @@ def test_captured_candidates_get_the_scores_of_eager_ones(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = rows(tmp_path / "eager")
-    monkeypatch.setattr(shared_search, "MANY", 2)
+    monkeypatch.setattr(shared_search, "MIN_CAPTURED", 2)
     captures, capture = list[Any](), cuda_graphs._capture
 
     def counted(*args: Any, **options: Any) -> Any:

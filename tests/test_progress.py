@@ -30,7 +30,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     displays.display = display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", displays)
-    monkeypatch.setattr(progress, "REDRAWN", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_EVERY", 0.0)
     return shown
 
 

@@ -15,7 +15,7 @@ from metalearn.evaluate.cost_block import learning_cost
 from metalearn.models import MLP, Standardised
 from metalearn.padding import standardise
 from metalearn.rng import fold_in
-from metalearn.run.cost import _of_a_task
+from metalearn.run.cost import _new_task_entry
 from metalearn.run.run import run_one
 from metalearn.tasks import RealTables
 from metalearn.transfer import GradientBoosting, LogisticRegression
@@ -84,7 +84,7 @@ def test_the_seconds_of_trees_are_those_of_one_pass(tmp_path: Path) -> None:
     whole = cost["predict"] | {"seconds": 6.0}
     evaluate = parse(data).experiments[0].evaluate
     for alone, expected in ((1.9, 1.9), (5.0, 2.0)):  # no more than in the test of 3 tasks
-        row, rest = _of_a_task("predict", whole, None, parts, evaluate, alone)
+        row, rest = _new_task_entry("predict", whole, None, parts, evaluate, alone)
         assert row["seconds"] == expected and rest == pytest.approx(6 - 3 * expected)
 
 

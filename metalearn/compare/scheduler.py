@@ -17,7 +17,7 @@ from metalearn.errors import Stopped
 from metalearn.logger import log
 from metalearn.run.signals import signals
 from metalearn.run.tuning.choice import tunes
-from metalearn.run.warm_start import places_of
+from metalearn.run.warm_start import start_candidates
 from metalearn.storage.lock import Busy, held
 
 PAUSE = 1.0  # seconds before a row that another process runs is tried again
@@ -83,7 +83,7 @@ def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Pat
     if experiment.start:
         places = {
             place.resolve()
-            for place in places_of(experiment.start, folder, experiment.run.seeds[0])
+            for place in start_candidates(experiment.start, folder, experiment.run.seeds[0])
         }
         folders += [other for _, other in rows if other.resolve() in places]
     if experiment.budget.once and tunes(experiment):

@@ -30,7 +30,7 @@ class Validation(NamedTuple):
 
 
 def validation_of(row: dict[str, Any]) -> Validation:
-    """The score in a line of metrics.jsonl: accuracy, or minus the loss where there is none."""
+    """Return the score in a line of metrics.jsonl: accuracy, or minus the loss without one."""
     value = row.get("accuracy") if "accuracy" in row else row.get("loss")
     if value is None or not math.isfinite(value):
         return Validation(int(row["step"]), -math.inf)
@@ -38,18 +38,19 @@ def validation_of(row: dict[str, Any]) -> Validation:
 
 
 def validations_in(metrics: Path) -> list[Validation]:
-    """The scores in metrics.jsonl."""
+    """Return the scores in metrics.jsonl."""
     rows = (row for row in read_lines(metrics) if row.get("kind") == "valid")
     return [validation_of(row) for row in rows if row.get("split") == "valid"]
 
 
-def ranking(found: Iterable[Validation]) -> list[int]:
-    """Validated steps from the best to the worst, earlier ones first on a tie."""
-    return [one.step for one in sorted(found, key=lambda one: (-one.score, one.step))]
+def ranking(validations: Iterable[Validation]) -> list[int]:
+    """Return the validated steps from best to worst, earlier ones first on a tie."""
+    best_first = sorted(validations, key=lambda valid: (-valid.score, valid.step))
+    return [valid.step for valid in best_first]
 
 
 class Resumed(NamedTuple):
-    """Where a training goes on."""
+    """What a training continues from."""
 
     step: int
     state: MetaState  # with the task state of this rank's tasks
@@ -57,9 +58,9 @@ class Resumed(NamedTuple):
 
 
 def resume(job: Job, start: MetaState) -> Resumed:
-    """The newest valid checkpoint, or `start`; lines after it are cut from the files of the run."""
+    """Load the newest valid checkpoint, or return `start`; cut later lines from the run's files."""
     step, named, validations, spent = job.ranks.on_rank0(lambda: _read(job, start))
-    state = start if named is None else _placed(named, start)
+    state = start if named is None else _restore(named, start)
     tasks = job.experiment.run.tasks_per_step
     _check_lanes(state, tasks)
     if named is not None:
@@ -75,38 +76,38 @@ def resume(job: Job, start: MetaState) -> Resumed:
 def _read(
     job: Job, start: MetaState
 ) -> tuple[int, dict[str, Tensor] | None, list[Validation], dict[str, Any] | None]:
-    """(step, checkpoint, validations up to it, what the ledger held)."""
+    """Return (step, checkpoint, validations up to it, totals of the ledger)."""
     timing = job.folder / "timing.jsonl"
     check_lines(Line, job.metrics)
     check_lines(Timing, timing)
-    found = checkpoint.newest(job.checkpoints, start)
-    step, state = found or (0, start)
+    newest = checkpoint.newest(job.checkpoints, start)
+    step, state = newest or (0, start)
     _check_lanes(state, job.experiment.run.tasks_per_step)
     cut_lines(job.metrics, step)
     cut_lines(timing, step)  # a torn line would hide what is appended after it
     cut_log(job, step)
     rows = [row for row in read_lines(timing) if row.get("step") == step and "spent" in row]
-    named = on_cpu(named_leaves(state)) if found else None
-    return step, named, validations_in(job.metrics), rows[-1]["spent"] if found and rows else None
+    named = on_cpu(named_leaves(state)) if newest else None
+    return step, named, validations_in(job.metrics), rows[-1]["spent"] if newest and rows else None
 
 
-def _placed(named: dict[str, Tensor], like: MetaState) -> MetaState:
-    """The state of a checkpoint where `like` lies."""
-    place = {name: value.device for name, value in named_leaves(like).items()}
-    return from_named(like, {name: named[name].to(place[name]) for name in place})  # type: ignore[no-any-return]
+def _restore(named: dict[str, Tensor], like: MetaState) -> MetaState:
+    """Return the state of a checkpoint on the devices of `like`."""
+    devices = {name: value.device for name, value in named_leaves(like).items()}
+    return from_named(like, {name: named[name].to(devices[name]) for name in devices})  # type: ignore[no-any-return]
 
 
 def _check_lanes(state: MetaState, tasks: int) -> None:
-    """Refuse a state whose task state is of another number of tasks than this run's."""
+    """Raise ConfigError if the task state belongs to another number of tasks than the run's."""
     lanes = leaves(state.lanes)
-    held = int(lanes[0].shape[0]) if lanes else tasks
-    if held not in (1, tasks):  # one: before the first step
-        text = f"is {tasks}, but the checkpoint contains the state of {held} tasks"
-        raise ConfigError(("run.tasks_per_step", f"{text}: set it to {held}"))
+    stored_tasks = int(lanes[0].shape[0]) if lanes else tasks
+    if stored_tasks not in (1, tasks):  # 1: before the first step
+        text = f"is {tasks}, but the checkpoint contains the state of {stored_tasks} tasks"
+        raise ConfigError(("run.tasks_per_step", f"{text}: set it to {stored_tasks}"))
 
 
 def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation]) -> None:
-    """A checkpoint with the task state of all ranks; remove those that are no longer needed."""
+    """Save a checkpoint with the task state of all ranks; remove those no longer needed."""
     with job.ledger.span("setup"):
         whole = job.ranks.whole_state(state)
         job.ranks.on_rank0(lambda: write_checkpoint(job, done, whole, validations))
@@ -115,54 +116,58 @@ def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation
 def write_checkpoint(
     job: Job, done: int, state: MetaState, validations: Sequence[Validation]
 ) -> None:
-    """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
+    """Write timing first, then the checkpoint, so that the cost of a checkpoint is always known."""
     spent = {"step": done, "wall": wall_seconds(job.ledger), "spent": job.ledger.totals()}
     append_lines(job.folder / "timing.jsonl", [spent])
     checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
     best = ranking(validations)[: job.experiment.run.validate.keep]
-    along = steps_along(job.experiment)
-    # later ones were damaged
-    whole = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]
-    newest = whole[-job.experiment.run.keep_last :]
-    checkpoint.keep_only(job.checkpoints, {done, *best, *newest, *along})
+    along_steps = steps_along(job.experiment)
+    # later checkpoints were damaged
+    saved = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]
+    latest = saved[-job.experiment.run.keep_last :]
+    checkpoint.keep_only(job.checkpoints, {done, *best, *latest, *along_steps})
 
 
 def steps_along(experiment: Experiment) -> list[int]:
-    """The steps of `evaluate.along`, whose checkpoints are kept; without the last step."""
+    """Return the steps of `evaluate.along`, whose checkpoints are kept, without the last step."""
     total = experiment.run.meta_steps
-    found = {max(1, round(share * total)) for share in experiment.evaluate.along}
-    return sorted(step for step in found if step < total)
+    steps = {max(1, round(fraction * total)) for fraction in experiment.evaluate.along}
+    return sorted(step for step in steps if step < total)
 
 
 def stored_state(folder: Path, step: int, like: MetaState, ranks: Ranks = ALONE) -> MetaState:
-    """The state of a checkpoint of a run; ConfigError where it is damaged."""
+    """Return the state of a checkpoint of a run. Raises ConfigError if it is damaged."""
     path = checkpoint.path_of(folder / "checkpoints", step)
-    return _placed(ranks.on_rank0(lambda: on_cpu(named_leaves(checkpoint.load(path, like)))), like)
+    return _restore(ranks.on_rank0(lambda: on_cpu(named_leaves(checkpoint.load(path, like)))), like)
 
 
 def select_checkpoint(
     experiment: Experiment, folder: Path, last: MetaState, ranks: Ranks = ALONE
 ) -> tuple[list[MetaState], int]:
-    """(states, step of the first) that `evaluate.checkpoint` asks for.
+    """Return (states, step of the first) that `evaluate.checkpoint` selects.
 
     The last state, the best validated one, or the kept best ones. The best without a validation is
     the last."""
-    how = experiment.evaluate.checkpoint
-    count = experiment.run.validate.keep if how == "ensemble" else 1
-    found = [] if how == "last" else ranks.on_rank0(lambda: _best(folder, last, count))
-    if not found:
+    choice = experiment.evaluate.checkpoint
+    count = experiment.run.validate.keep if choice == "ensemble" else 1
+    best = (
+        [] if choice == "last" else ranks.on_rank0(lambda: _best_checkpoints(folder, last, count))
+    )
+    if not best:
         return [last], int(last.step)
-    return [_placed(named, last) for _, named in found], found[0][0]
+    return [_restore(named, last) for _, named in best], best[0][0]
 
 
-def _best(folder: Path, like: MetaState, count: int) -> list[tuple[int, dict[str, Tensor]]]:
-    found: list[tuple[int, dict[str, Tensor]]] = []
+def _best_checkpoints(
+    folder: Path, like: MetaState, count: int
+) -> list[tuple[int, dict[str, Tensor]]]:
+    best: list[tuple[int, dict[str, Tensor]]] = []
     for step in ranking(validations_in(folder / "metrics.jsonl")):
         path = checkpoint.path_of(folder / "checkpoints", step)
-        if len(found) == count or not path.exists():
+        if len(best) == count or not path.exists():
             continue
         try:
-            found.append((step, on_cpu(named_leaves(checkpoint.load(path, like)))))
+            best.append((step, on_cpu(named_leaves(checkpoint.load(path, like)))))
         except ConfigError as error:
             log.warning(f"{error}; using the next best checkpoint")
-    return found
+    return best

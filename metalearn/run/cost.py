@@ -14,7 +14,7 @@ from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
 from metalearn.types import Meta, Method, TaskSource
 
-ALONE = 3  # tasks learned one by one for the latency column; one where a task is a whole search
+ALONE = 3  # tasks learned one by one for the latency column; 1 if a task is a whole search
 Row = dict[str, Any]
 
 
@@ -36,116 +36,116 @@ def cost_block(
     def learn(first: int, count: int, steps: int | None = None) -> CostLedger:
         return learning_ledger(method, meta, parts.test, evaluate, first, count, steps)
 
-    lone = [learn(number, 1) for number in range(1 if traits.host_side else ALONE)]
+    singles = [learn(number, 1) for number in range(1 if traits.host_side else ALONE)]
     batched = None if traits.host_side else learn(0, tasks)
-    stepped = traits.uses_steps and evaluate.steps[-1] > 0
-    at_start = learn(0, tasks, 0) if stepped and batched else None
-    ledger.require(("setup", *_before(method, experiment)))
+    has_steps = traits.uses_steps and evaluate.steps[-1] > 0
+    at_start = learn(0, tasks, 0) if has_steps and batched else None
+    ledger.require(("setup", *_required_phases(method, experiment)))
     table = ledger.cost()
     for phase in EACH:
-        alone = sorted(one.seconds(phase) for one in lone)[len(lone) // 2]
-        before = table[phase] if table[phase]["seconds"] else None
-        if before is not None and phase not in traits.phases:
+        alone = sorted(single.seconds(phase) for single in singles)[len(singles) // 2]
+        one_time = table[phase] if table[phase]["seconds"] else None
+        if one_time is not None and phase not in traits.phases:
             continue  # spent for all tasks together
         entry = batched.cost()[phase] if batched else None
-        row, measuring = _of_a_task(phase, once[phase], entry, parts, evaluate, alone)
+        row, measuring = _new_task_entry(phase, once[phase], entry, parts, evaluate, alone)
         table["setup"]["seconds"] += measuring
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
-        table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
+        table[phase] |= {"tasks": evaluate.episodes} | ({"once": one_time} if one_time else {})
     _add_labels(table, parts.test, experiment.base_method.minibatches[1])
-    if stepped:
+    if has_steps:
         _add_start(table, at_start, tasks, traits.phases)
-    if (given := experiment.model.provenance) is not None:
-        _add_given(table, given["pretrain_flops"])
+    if (provenance := experiment.model.provenance) is not None:
+        _add_provenance(table, provenance["pretrain_flops"])
     return _with_queries(table, parts.test, evaluate)
 
 
 def _with_queries(table: dict[str, Row], source: TaskSource, evaluate: Evaluate) -> dict[str, Row]:
-    """The table with the cost of one query; a test task's queries are counted with padding."""
+    """Return the table with the cost of one query; padding queries are counted too."""
     episode = source.sample(fold_in(evaluate.seed, "episodes"), 1)
     queries = int(episode.query.x.shape[1])
     return table | {"predict": table["predict"] | per_query(table["predict"], queries)}
 
 
-def _before(method: Method, experiment: Experiment) -> tuple[str, ...]:
-    """Phases before any new task that this method cannot have gone without."""
+def _required_phases(method: Method, experiment: Experiment) -> tuple[str, ...]:
+    """Return the phases before any new task that this method cannot do without."""
     if method.step is None or experiment.start:
         return ()
     return ("pretrain",) if method.traits.consumes == "examples" else ("meta_train",)
 
 
-def _add_given(table: dict[str, Row], flops: float | str) -> None:
-    """Add what somebody else has paid for given weights: FLOPs or UNKNOWN; seconds are UNKNOWN.
+def _add_provenance(table: dict[str, Row], flops: float | str) -> None:
+    """Add what others spent on pretrained weights: FLOPs or UNKNOWN; seconds are UNKNOWN.
 
-    `own` keeps what this run itself spent in that phase."""
+    `own` is the cost of this run itself in that phase."""
     row = table["pretrain"]
     own = {"flops": row["flops"], "seconds": row["seconds"]}
-    known = isinstance(flops, float | int) and row["flops"] is not None
-    whole = row["flops"] + flops if known else UNKNOWN
-    table["pretrain"] = row | {"flops": whole, "seconds": UNKNOWN, "own": own}
+    is_known = isinstance(flops, float | int) and row["flops"] is not None
+    total = row["flops"] + flops if is_known else UNKNOWN
+    table["pretrain"] = row | {"flops": total, "seconds": UNKNOWN, "own": own}
 
 
-def _shared(entry: Row, count: int) -> Row:
-    """The entry of one of `count` tasks."""
-    of_one = ("seconds", *FLOPS, *COUNTS, "energy_joules")
-    known = {name for name in of_one if entry.get(name) is not None}
-    return {name: _part(value, count) if name in known else value for name, value in entry.items()}
+def _per_task_entry(entry: Row, count: int) -> Row:
+    """Return the entry of one of `count` tasks."""
+    divisible = ("seconds", *FLOPS, *COUNTS, "energy_joules")
+    measured = {name for name in divisible if entry.get(name) is not None}
+    return {
+        name: _divide(value, count) if name in measured else value for name, value in entry.items()
+    }
 
 
-def _part(value: float, count: int) -> float:
-    """A whole number where it can be one."""
+def _divide(value: float, count: int) -> float:
+    """Divide a value; the result stays an integer if it can."""
     return value // count if isinstance(value, int) and value % count == 0 else value / count
 
 
-def _of_a_task(
+def _new_task_entry(
     phase: str, whole: Row, batched: Row | None, parts: Parts, evaluate: Evaluate, alone: float
 ) -> tuple[Row, float]:
-    """The entry of one new task, and which of the seconds of the `whole` test were measuring.
+    """Return the entry of one new task, and the seconds of the `whole` test that were measuring.
 
-    Where features were looked up in the test, it is the entry of a batch, which computed them.
-    Without a batch, seconds of predicting are those of a task `alone`, at one point: the test may
-    have predicted all points in one pass."""
-    tested, looked_up = _shared(whole, evaluate.episodes), parts.learner.frozen is not None
+    If features were looked up in the test, it is the entry of a batch, which computed them.
+    Without a batch, the seconds of predicting are those of a task `alone`, at one point: the test
+    may have predicted all points in one pass."""
+    tested, looked_up = _per_task_entry(whole, evaluate.episodes), parts.learner.frozen is not None
     if batched is not None and (looked_up or phase == "predict"):
-        row = _shared(batched, min(evaluate.chunk, evaluate.episodes))
+        row = _per_task_entry(batched, min(evaluate.chunk, evaluate.episodes))
     elif phase == "predict":
         seconds = min(alone, tested["seconds"])
-        row = _shared(tested, len(evaluate.steps)) | {"seconds": seconds}
+        row = _per_task_entry(tested, len(evaluate.steps)) | {"seconds": seconds}
     else:
         row = tested
     if looked_up:
         names = ("seconds", "seconds_batched", "seconds_alone")
         return row | {"first_pass": dict.fromkeys(names, tested["seconds"])}, 0.0
-    rest = whole["seconds"] - row["seconds"] * evaluate.episodes
-    return row, rest if phase == "predict" else 0.0
+    remainder = whole["seconds"] - row["seconds"] * evaluate.episodes
+    return row, remainder if phase == "predict" else 0.0
 
 
 def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None) -> None:
-    """A method that adapts to a support set uses its labels, once, and at every step its examples,
-    or a minibatch of them."""
+    """Add the labels of the support set, once, and its examples or a minibatch at every step."""
     row, spec = table["adapt"], source.spec
     if row.get("seconds_batched") and not row["labels"]:
-        labelled = spec.ways * spec.shots
-        used = (minibatch or labelled) * max(int(row["gradient_steps"]), 1)
-        row |= {"labels": min(labelled, used), "examples": used}
+        support_size = spec.ways * spec.shots
+        used = (minibatch or support_size) * max(int(row["gradient_steps"]), 1)
+        row |= {"labels": min(support_size, used), "examples": used}
 
 
 def _add_start(
-    table: dict[str, Row], begun: CostLedger | None, tasks: int, phases: Collection[str]
+    table: dict[str, Row], start: CostLedger | None, tasks: int, phases: Collection[str]
 ) -> None:
-    """What learning takes before the first step, so that cost at any step is known: it grows evenly
-    from there.
+    """Add the cost before the first step, from which the cost grows linearly with the step.
 
-    `begun` is what so many tasks took in no step; None of a method on the host, whose training
-    begins with nothing: that is `retrain` after a search, else `adapt`."""
-    if begun is None:
+    `start` is the cost of `tasks` tasks with no step; None for a method on the host, whose training
+    starts at no cost: that is `retrain` after a search, else `adapt`."""
+    if start is None:
         training = "retrain" if "retrain" in phases else "adapt"
         table[training] |= {"flops_at_start": 0, "seconds_at_start": 0.0}
         return
-    at_start = begun.cost()
+    at_start = start.cost()
     for phase in ("retrain", "adapt"):
         if table[phase].get("seconds_batched"):
-            row = _shared(at_start[phase], tasks)
+            row = _per_task_entry(at_start[phase], tasks)
             seconds = min(row["seconds"], table[phase]["seconds_batched"])
             table[phase] |= {"flops_at_start": row["flops"], "seconds_at_start": seconds}
 
@@ -161,7 +161,8 @@ def learning_ledger(
     *,
     counting: bool = True,
 ) -> CostLedger:
-    """What it took to learn some test tasks by `steps` steps, default all, and predict once."""
+    """Return the cost of learning some test tasks with `steps` steps (default: all) and of
+    predicting once."""
     ledger = CostLedger(source.spec.device, counting=counting)
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])

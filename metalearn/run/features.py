@@ -2,8 +2,8 @@
 
 The cost of a new task does not change: its images are new to the learner, so that FLOPs and seconds
 of a task are those of the network (run/cost.py). Validation and tuning use the same images again
-and again: they run the network once for each image that no file holds, and then read the stored
-features."""
+and again: they run the network once for each image whose features are not stored, and then read
+the stored features."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def features_once(
     ranks: Ranks = ALONE,
     phase: str = "setup",
 ) -> Iterator[None]:
-    """Within the block the learner's frozen network, if it has one, looks the images of `tasks` up.
+    """Context manager in which a frozen network of the learner looks up the images of `tasks`.
 
-    Features that no file holds are computed and stored first. Their FLOPs and seconds stand under
-    `phase`, that of the curve in the block, whose own FLOPs are those of look-ups."""
+    Features that are not stored yet are computed and stored first. Their FLOPs and seconds are
+    recorded under `phase`, that of the curve in the block, whose own FLOPs are those of
+    look-ups."""
     network, source = parts.learner.frozen, getattr(parts, tasks.split)
     if network is None or parts.device != "cpu":
         yield
@@ -65,7 +66,7 @@ def _complete(
     ranks: Ranks,
     path: Path | None,
 ) -> tuple[FeatureTable, int]:
-    """(a table with every image of this rank's tasks, the number of those computed here)."""
+    """Return (a table with every image of this rank's tasks, how many were computed here)."""
     stored = _read(path, network.width, source.spec.dtype)
     new: dict[bytes, Tensor] = {}
     first, count = ranks.share(tasks.episodes) if ranks.size > 1 else (0, tasks.episodes)
@@ -91,17 +92,17 @@ def _complete(
 
 
 def _flops(network: FrozenNetwork, source: TaskSource, images: int) -> dict[str, float | None]:
-    """FLOPs of the network on so many images, as the ledger names them."""
-    one = torch.zeros((1, *source.spec.x_shape), dtype=source.spec.dtype)
+    """Return the FLOPs of the network on `images` images, by the names of the ledger."""
+    image = torch.zeros((1, *source.spec.x_shape), dtype=source.spec.dtype)
     try:
-        found = cached_count(network.network, one).times(images) if images else Flops()
+        flops = cached_count(network.network, image).times(images) if images else Flops()
     except UnknownFlops:
         return dict.fromkeys(FLOPS)
-    return dict(zip(FLOPS, map(float, (*found, found.matrix)), strict=True))
+    return dict(zip(FLOPS, map(float, (*flops, flops.matrix)), strict=True))
 
 
 def _path(network: FrozenNetwork, source: TaskSource) -> Path | None:
-    """The file of a network and an image set; None for tasks whose data have no hash."""
+    """Return the file of a network and an image set; None if the data have no hash."""
     spec, data = source.spec, getattr(source, "data_sha256", "")
     if not data:
         return None
@@ -111,7 +112,7 @@ def _path(network: FrozenNetwork, source: TaskSource) -> Path | None:
 
 
 def _read(path: Path | None, width: int, dtype: torch.dtype) -> FeatureTable:
-    """The stored table; an empty one where there is none, or none that fits."""
+    """Return the stored table, or an empty one if there is none that fits."""
     empty = FeatureTable([], torch.empty((0, width), dtype=dtype))
     if path is None or not path.exists():
         return empty
@@ -121,8 +122,8 @@ def _read(path: Path | None, width: int, dtype: torch.dtype) -> FeatureTable:
     except (*UNREADABLE, KeyError) as error:
         log.warning(f"{path} cannot be read and is recomputed: {error}")
         return empty
-    rows, fits = [row.tobytes() for row in digests], features.shape == (len(digests), width)
-    if not fits or digests.shape != (len(rows), DIGEST) or features.dtype != dtype:
+    rows, shape_fits = [row.tobytes() for row in digests], features.shape == (len(digests), width)
+    if not shape_fits or digests.shape != (len(rows), DIGEST) or features.dtype != dtype:
         log.warning(f"{path} is not a table of this network and is recomputed")
         return empty
     return FeatureTable(rows, features)

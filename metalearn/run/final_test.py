@@ -41,35 +41,37 @@ def test(job: Job, metas: Sequence[Meta], step: int | None, along: Along) -> dic
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
-        found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
-    others = inductive_test(job, metas), single_test(job, metas), along
-    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, others))
+        test_curve = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
+    extra_tests = inductive_test(job, metas), single_test(job, metas), along
+    return job.ranks.on_rank0(
+        lambda: _write_result(job, metas, step, test_curve, spent, extra_tests)
+    )
 
 
 def _write_result(
     job: Job,
     metas: Sequence[Meta],
     step: int | None,
-    found: Curve,
+    test_curve: Curve,
     spent: CostLedger,
-    others: tuple[Inductive, dict[str, Any] | None, Along],
+    extra_tests: tuple[Inductive, dict[str, Any] | None, Along],
 ) -> dict[str, Any]:
-    """`spent` has what learning the test tasks took; `others` are more tests."""
-    again, single, along = others
+    """Write the files of the test, result.json last; `spent` is the cost of the test tasks."""
+    inductive, single, along = extra_tests
     experiment, parts, method = job.experiment, job.parts, job.parts.test_method
     method = method if len(metas) == 1 else ensemble(method, metas)
-    write_scores(job.folder / "scores.npz", found)
+    write_scores(job.folder / "scores.npz", test_curve)
     write_episodes(job.folder / "episodes.npz", parts.test, experiment.evaluate.seed)
-    for name, other in (("inductive", again), ("along", along)):
-        if other.scores is not None:
-            _write_arrays(job.folder / f"{name}.npz", scores=other.scores)
-    if found.notes:
-        _write_notes(job, method, found.notes)
-    result = describe_result(experiment, job.seed, parts, found)
+    for name, extra in (("inductive", inductive), ("along", along)):
+        if extra.scores is not None:
+            _write_arrays(job.folder / f"{name}.npz", scores=extra.scores)
+    if test_curve.notes:
+        _write_notes(job, method, test_curve.notes)
+    result = describe_result(experiment, job.seed, parts, test_curve)
     result |= {
         "config_hash": request_hash(job.folder),
         "git": git_commit(),
-        "inductive": again.record,
+        "inductive": inductive.record,
         **({"single": single} if single else {}),
         **({"along": along.rows} if along.rows else {}),
         "checkpoint_step": step,
@@ -78,7 +80,7 @@ def _write_result(
         # FLOPs of the run that `method.start` names, by phase; they are in `cost` too
         "started": {phase: known(entry.get("flops")) for phase, entry in job.started.items()},
         "tuned": tuned_values(job.folder),
-        "tuning": tuning_record(job.folder, experiment, found.metric),
+        "tuning": tuning_record(job.folder, experiment, test_curve.metric),
         "seconds": wall_seconds(job.ledger, spent),
         "devices": job.ranks.size,  # that were at work in those seconds
         "workers": experiment.run.workers,
@@ -97,7 +99,7 @@ def _write_notes(job: Job, method: Method, notes: dict[str, Tensor]) -> None:
 
 
 def _first_tasks(job: Job, count: int) -> tuple[Episode, Key]:
-    """At most `count` test tasks, and the keys that they were learned with."""
+    """Return at most `count` test tasks, and the keys that they were learned with."""
     evaluate = job.experiment.evaluate
     key = fold_in(evaluate.seed, "episodes")
     episode = job.parts.test.sample(key, min(count, evaluate.episodes))
@@ -107,7 +109,7 @@ def _first_tasks(job: Job, count: int) -> tuple[Episode, Key]:
 def describe_result(
     experiment: Experiment, seed: int, parts: Parts, curve: Curve
 ) -> dict[str, Any]:
-    """The part of result.json (schema 1) that one curve gives."""
+    """Return the part of result.json (schema 1) that follows from one curve."""
     spec, traits, evaluate = parts.test.spec, parts.test_method.traits, experiment.evaluate
     names = ("consumes", "uses_steps", "support_at_step_0", "transductive")
     return {
@@ -130,7 +132,7 @@ def describe_result(
             "seed": evaluate.seed,
             "fingerprint": curve.fingerprint,
         },
-        # what was drawn once: a split's seed and held-out classes
+        # what was sampled once: a split's seed and held-out classes
         "facts": {**getattr(parts.train, "facts", {}), **_pool(parts.test)},
         "provenance": experiment.model.provenance,
         "normalisation": traits.normalisation,
@@ -149,37 +151,37 @@ MANY = 10**9  # sets of classes; more are not distinguished
 
 
 def _pool(source: TaskSource) -> dict[str, int]:
-    """How many different groups or sets of classes test tasks are drawn from, where it is known."""
-    spec, found = source.spec, getattr(source, "groups", None)
+    """Return how many different groups or sets of classes test tasks are sampled from, if known."""
+    spec, pool_size = source.spec, getattr(source, "groups", None)
     if spec.classification and spec.num_classes >= spec.ways:
-        found = min(math.comb(spec.num_classes, spec.ways), MANY)
-    return {} if found is None else {"test_pool": found}
+        pool_size = min(math.comb(spec.num_classes, spec.ways), MANY)
+    return {} if pool_size is None else {"test_pool": pool_size}
 
 
 def _variable(source: TaskSource) -> dict[str, Any]:
-    """Ranges of ways and shots and the accuracy of a guess, where tasks are of variable size."""
+    """Return ranges of ways and shots and the chance accuracy, if tasks are of variable size."""
     if not source.spec.padded:
         return {}
-    found = getattr(source, "ranges", {}), getattr(source, "chance", None)
-    return {"ranges": {name: list(ends) for name, ends in found[0].items()}, "chance": found[1]}
+    ranges, chance = getattr(source, "ranges", {}), getattr(source, "chance", None)
+    return {"ranges": {name: list(ends) for name, ends in ranges.items()}, "chance": chance}
 
 
 def _by_source(source: TaskSource, curve: Curve) -> dict[str, Any]:
-    """Scores of the tasks of each source of a mixture: their number, mean and interval [P]."""
-    names, of = getattr(source, "names", None), curve.notes.get("source")
-    if names is None or of is None:
+    """Return number, mean and interval [P] of the scores of each source of a mixture."""
+    names, source_index = getattr(source, "names", None), curve.notes.get("source")
+    if names is None or source_index is None:
         return {}
-    found = {}
+    results = {}
     for number, name in enumerate(names):
-        scores = curve.scores[of.to(curve.scores.device) == number]
+        scores = curve.scores[source_index.to(curve.scores.device) == number]
         ci95 = mean_ci95(scores).tolist() if len(scores) > 1 else None
         mean = scores.mean(0).tolist() if len(scores) else None
-        found[name] = {"episodes": len(scores), curve.metric: mean, f"{curve.metric}_ci95": ci95}
-    return {"by_source": found}
+        results[name] = {"episodes": len(scores), curve.metric: mean, f"{curve.metric}_ci95": ci95}
+    return {"by_source": results}
 
 
 def points(curve: Curve) -> dict[str, Any]:
-    """Every point of the curve: means over all tasks, and over those that did not diverge."""
+    """Return every point of the curve: means over all tasks, and over those that converged."""
     loss_ci = mean_ci95(curve.loss)
     mean, ci = curve.converged(curve.loss)
     classes = curve.metric == "accuracy"
@@ -198,31 +200,31 @@ def points(curve: Curve) -> dict[str, Any]:
 
 
 def _likelihood(curve: Curve) -> dict[str, Any]:
-    """`nll` with its interval and `calibration_error` [P]; None where none was predicted.
+    """Return `nll` with its interval and `calibration_error` [P]; None without likelihoods.
 
-    Both leave out tasks: those that diverged, and `nll` those without a finite likelihood as well.
-    `nll_left_out` is the share that `nll` leaves out."""
-    names, found = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
-    if found is None:
+    Both leave out tasks that diverged, and `nll` those without a finite likelihood as well.
+    `nll_left_out` is the fraction that `nll` leaves out."""
+    names, likelihood = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
+    if likelihood is None:
         return {**dict.fromkeys(names), "calibration_error": None}
     error = None if curve.calibration_error is None else curve.calibration_error.tolist()
     return {
-        **{name: part.tolist() for name, part in zip(names, found, strict=True)},
+        **{name: values.tolist() for name, values in zip(names, likelihood, strict=True)},
         "calibration_error": error if curve.metric == "accuracy" else None,
     }
 
 
 def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
-    """The point that counts, beside the published number."""
+    """Return the headline point of the curve, with the published number."""
     step = experiment.evaluate.headline
-    at = len(curve.steps) - 1 if not isinstance(step, int) else curve.steps.index(step)
+    index = len(curve.steps) - 1 if not isinstance(step, int) else curve.steps.index(step)
     published = experiment.published
-    value = None if published is None else published.curve.get(curve.steps[at], published.value)
+    value = None if published is None else published.curve.get(curve.steps[index], published.value)
     return {
         "metric": curve.metric,
-        "step": curve.steps[at],
-        "value": float(curve.mean[at]),
-        "ci95": float(curve.ci95[at]),
+        "step": curve.steps[index],
+        "value": float(curve.mean[index]),
+        "ci95": float(curve.ci95[index]),
         "published": value,
         "published_ci95": published.ci95 if published else None,
         "published_curve": {str(k): v for k, v in published.curve.items()} if published else {},
@@ -231,9 +233,9 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
 
 
 def write_scores(path: Path, curve: Curve) -> None:
-    """`accuracy` (NaN for regression), `loss` and `nll`, each [E, P].
+    """Write `accuracy` (NaN for regression), `loss` and `nll`, each [E, P].
 
-    `nll` is NaN where none is predicted, and of a task that diverged, which its mean leaves out."""
+    `nll` is NaN without likelihoods, and for a task that diverged, which its mean leaves out."""
     loss = curve.loss.cpu().numpy().astype(np.float32)
     if curve.metric == "accuracy":
         accuracy = curve.scores.cpu().numpy().astype(np.float32)
@@ -246,7 +248,7 @@ def write_scores(path: Path, curve: Curve) -> None:
 
 
 def write_episodes(path: Path, source: TaskSource, seed: int) -> None:
-    """The first test episodes, for the report's pictures."""
+    """Write the first test episodes, for the figures of the report."""
     episode = source.sample(fold_in(seed, "episodes"), PICTURED)
     arrays = {
         f"{part}_{leaf}": getattr(getattr(episode, part), leaf).cpu().numpy()

@@ -25,11 +25,11 @@ class Job:
     ledger: CostLedger
     ranks: Ranks = ALONE
     planned: bool = False  # whether config.yaml says how steps are executed
-    request: Mapping[str, Any] = field(default_factory=dict)  # what the run was asked for
-    # what the run that it starts from had spent, by phase
+    request: Mapping[str, Any] = field(default_factory=dict)  # as of run.directory.request
+    # cost of the run that it starts from, by phase
     started: Mapping[str, Entry] = field(default_factory=dict)
     tracker: Tracker | None = None  # None: a trial of tuning
-    trial: bool = False  # of tuning: only validation tasks are looked at
+    trial: bool = False  # of tuning: only validation tasks are scored
     # of a sweep: called with metrics.jsonl after every validation, raises to end the trial
     on_validation: Callable[[Path], None] | None = None
 
@@ -54,13 +54,13 @@ class Job:
         return self.folder / "metrics.jsonl"
 
     def with_experiment(self, experiment: Experiment) -> Job:
-        """The same run of another experiment on the same tasks, written to config.yaml."""
+        """Return the run with another experiment on the same tasks, and write config.yaml."""
         parts = rebuild(self.parts, experiment)
         self.ranks.on_rank0(lambda: write_yaml(self.folder / "config.yaml", experiment.resolved()))
         return replace(self, experiment=experiment, parts=parts)
 
     def record(self, rows: list[dict[str, Any]]) -> None:
-        """Append to metrics.jsonl, then tell the loggers, whose time is set-up."""
+        """Append to metrics.jsonl, then call the loggers, whose time is set-up."""
         self.ranks.on_rank0(lambda: append_lines(self.metrics, rows))
         if self.tracker is not None:
             with self.ledger.span("setup"):
@@ -68,6 +68,6 @@ class Job:
 
 
 def wall_seconds(*ledgers: CostLedger) -> float:
-    """Seconds that a run took by the clock: each is on one phase of one ledger."""
+    """Return the wall-clock seconds of a run, each of which is in one phase of one ledger."""
     spent = [entry["seconds"] for ledger in ledgers for entry in ledger.totals().values()]
     return sum(seconds for seconds in spent if seconds == seconds)

@@ -1,7 +1,7 @@
 """`nan.jsonl`: meta-steps whose numbers were not finite.
 
-A line for each: the step, the policy (`run.on_nan`), and the seeds of the tasks of that step and of
-the one before, whose update may be what spoiled the parameters. Step n (from 1) learns from
+One line per step: the step, the policy (`run.on_nan`), and the seeds of the tasks of that step and
+of the one before, whose update may be what spoiled the parameters. Step n (from 1) learns from
 `fold_in(seed, "train", n - 1)`."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def log_path(job: Job) -> Path:
 
 
 def cut_log(job: Job, done: int) -> None:
-    """Remove lines of steps that a resumed run makes again.
+    """Remove lines of steps that a resumed run repeats.
 
-    ConfigError for a run that has drawn other tasks in the place of bad ones, as the policy
+    Raises ConfigError if the run sampled other tasks instead of bad ones, as the policy
     `rollback` of older versions did."""
     path = log_path(job)
     if path.exists():

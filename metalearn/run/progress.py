@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from metalearn.logger import log
 
 EVERY = 15.0  # seconds between plain lines
-REDRAWN = 0.2  # seconds between two states of a notebook's bar
+REDRAW_EVERY = 0.2  # seconds between two states of a notebook's bar
 
 
 class State(NamedTuple):
@@ -24,7 +24,7 @@ class State(NamedTuple):
     title: str
     done: int
     total: int
-    rate: float = 0.0  # units a second
+    rate: float = 0.0  # units per second
     note: str = ""
 
     def __str__(self) -> str:
@@ -48,15 +48,15 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int = 0, *, show: bool = True) -> None:
         self._title, self._total, self._first = title, total, done
-        self._begin = time.monotonic()
-        self._where = show
+        self._started_at = time.monotonic()
+        self._show = show
         self._display: Display = _Lines()
 
     def __enter__(self) -> Progress:
         state = State(self._title, self._first, self._total)
-        if self._where and sys.stderr.isatty():
+        if self._show and sys.stderr.isatty():
             self._display = _TerminalBar(state)
-        elif self._where and _in_notebook():
+        elif self._show and _in_notebook():
             self._display = _NotebookBar(state)
         return self
 
@@ -70,7 +70,7 @@ class Progress:
 
     def at(self, done: int, note: str = "") -> None:
         """Show that `done` units are done."""
-        rate = (done - self._first) / max(time.monotonic() - self._begin, 1e-9)
+        rate = (done - self._first) / max(time.monotonic() - self._started_at, 1e-9)
         self._display.show(State(self._title, done, self._total, rate, note))
 
 
@@ -100,24 +100,24 @@ class _TerminalBar:
 
 
 class _NotebookBar:
-    """A bar below the cell that runs; it is taken away at the end."""
+    """A bar below the running cell, removed at the end."""
 
     def __init__(self, state: State) -> None:
         display = importlib.import_module("IPython.display").display
-        self._handle: Any = display(_Shown(state), display_id=True)
-        self._drawn = time.monotonic()
+        self._handle: Any = display(_Rendered(state), display_id=True)
+        self._updated_at = time.monotonic()
 
     def show(self, state: State) -> None:
-        if (now := time.monotonic()) - self._drawn >= REDRAWN:
-            self._drawn = now
-            self._handle.update(_Shown(state))
+        if (now := time.monotonic()) - self._updated_at >= REDRAW_EVERY:
+            self._updated_at = now
+            self._handle.update(_Rendered(state))
 
     def close(self) -> None:
-        self._handle.update(_Shown(None))
+        self._handle.update(_Rendered(None))
 
 
-class _Shown:
-    """A state as a notebook shows it: a bar, or a line where there is no HTML."""
+class _Rendered:
+    """A state as a notebook shows it: a bar, or a line without HTML."""
 
     def __init__(self, state: State | None) -> None:
         self._state = state
@@ -134,11 +134,11 @@ class _Shown:
 
 class _Lines:
     def __init__(self) -> None:
-        self._logged = time.monotonic()
+        self._logged_at = time.monotonic()
 
     def show(self, state: State) -> None:
-        if (now := time.monotonic()) - self._logged >= EVERY:
-            self._logged = now
+        if (now := time.monotonic()) - self._logged_at >= EVERY:
+            self._logged_at = now
             log.info(str(state))
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class _Lines:
 
 
 def _in_notebook() -> bool:
-    """Whether a kernel runs this, as of Jupyter; a terminal's IPython has none."""
+    """Return whether a Jupyter kernel runs this; a terminal's IPython has none."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 

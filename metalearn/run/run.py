@@ -1,6 +1,6 @@
 """One method and one seed, from config.yaml to result.json: a list of stages.
 
-Each stage leaves its files in the run directory. Running the list again goes on where it ended."""
+Each stage writes its files to the run directory. Running the list again continues from there."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def run_one(
     ranks: Ranks = ALONE,
     on_validation: OnValidation | None = None,
 ) -> Result:
-    """Start or continue the run of one seed in `folder`; the data of result.json.
+    """Start or continue the run of one seed in `folder`; return the data of result.json.
 
     `on_validation` is called with metrics.jsonl after every validation; what it raises ends the
-    run there. Raises ConfigError while another process is at work on the folder."""
+    run there. Raises ConfigError while another process is working on the folder."""
     with locked(folder, ranks):
         finished = ranks.on_rank0(lambda: _finished(folder))
         if finished is not None:  # another process finished it in the meantime
@@ -101,17 +101,17 @@ def run_locked(
     ranks: Ranks = ALONE,
     on_validation: OnValidation | None = None,
 ) -> Result:
-    """`run_one` of a directory that is not finished, and that these processes hold (`locked`)."""
+    """Run `run_one` on an unfinished directory that these processes have `locked`."""
     ledger = _ledger(experiment, ranks)
     ledger.add("setup", startup_seconds())
-    # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
+    # All other time is set-up: files, sampling and scoring test tasks, counting FLOPs.
     with signals(lambda: stop(folder), ranks), ledger.span("setup"):
         job = begin(experiment, folder, parts, ledger, ranks)
         return run(replace(job, on_validation=on_validation))
 
 
 def run(job: Job) -> Result:
-    """The stages of a run."""
+    """Run all stages; return the data of result.json."""
     job = search(job)
     job, state = warm_start(job)
     job, plan = plan_execution(job, state)
@@ -135,9 +135,9 @@ def begin(
     ranks: Ranks,
     start_folder: Path | None = None,
 ) -> Job:
-    """The job of a run directory, whose config.yaml counts where there is one.
+    """Return the job of a run directory, whose config.yaml takes precedence if it exists.
 
-    Whatever is wrong is refused before anything is written. `method.start` is looked for beside
+    Errors are raised before anything is written. `method.start` is searched for next to
     `start_folder`, default the run's own."""
     stored = ranks.on_rank0(lambda: _stored(folder))
     experiment = experiment if stored is None else parse(stored).experiments[0]
@@ -148,21 +148,21 @@ def begin(
     if parts.learner.normalisation == "running" and parts.method.step is not None:
         ranks.on_rank0(lambda: require_same_statistics(folder))
     if experiment.start:
-        place = folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
-        check_weights(place, experiment)
-    asked = ranks.on_rank0(lambda: request(experiment, folder))
-    searching, chosen = parts.method.prepare is not None, experiment.run.executor != "auto"
-    planned = stored is not None and not searching and (chosen or parts.method.step is None)
+        start_run = folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
+        check_weights(start_run, experiment)
+    requested = ranks.on_rank0(lambda: request(experiment, folder))
+    has_search, has_executor = parts.method.prepare is not None, experiment.run.executor != "auto"
+    planned = stored is not None and not has_search and (has_executor or parts.method.step is None)
     recorded = ranks.on_rank0((folder / "environment.json").exists)
-    if (searching and stored is None) or (planned and not recorded):
-        facts = {**describe(parts.device), **asked, "devices": ranks.size}
+    if (has_search and stored is None) or (planned and not recorded):
+        facts = {**describe(parts.device), **requested, "devices": ranks.size}
         facts["tasks"] = records_of(parts)
         ranks.on_rank0(lambda: write_start(folder, experiment, facts))
-    return Job(experiment, folder, parts, ledger, ranks, planned, asked)
+    return Job(experiment, folder, parts, ledger, ranks, planned, requested)
 
 
 def meta_train(job: Job, plan: ExecutionPlan, state: MetaState) -> tuple[Job, MetaState]:
-    """The state after the last step."""
+    """Train; return the job and the state after the last step."""
     if job.parts.method.step is None:  # the same files as of any other run
         job.ranks.on_rank0(job.metrics.touch)
         save(job, 0, state, ())
@@ -174,33 +174,33 @@ def meta_train(job: Job, plan: ExecutionPlan, state: MetaState) -> tuple[Job, Me
 
 
 def tested_states(job: Job, last: MetaState) -> tuple[list[MetaState], int | None]:
-    """(states, step of the first) that are tested: several are an ensemble."""
+    """Return (states, step of the first) that are tested: several are an ensemble."""
     if job.parts.method.step is None:
         return [last], 0 if leaves(last.meta) else None  # a meta that came from another run
     return select_checkpoint(job.experiment, job.folder, last, job.ranks)
 
 
 def validate_once(job: Job, last: MetaState, tested: MetaState) -> None:
-    """A run without training is scored on training and validation tasks, too, once."""
+    """Score a run without training once on training and validation tasks."""
     run, stored = job.experiment.run, job.folder / "look.json"
     if run.validate.every is None or (job.parts.method.step and run.meta_steps):
         return
-    known = job.ranks.on_rank0(lambda: read_json(stored) if stored.exists() else None)
-    if known is not None:
-        record_trials(job, [known])
+    recorded = job.ranks.on_rank0(lambda: read_json(stored) if stored.exists() else None)
+    if recorded is not None:
+        record_trials(job, [recorded])
         return
-    job.ranks.on_rank0(lambda: cut_lines(job.metrics, -1))  # what a kill may have left of it
+    job.ranks.on_rank0(lambda: cut_lines(job.metrics, -1))  # lines of an interrupted validation
     _, cost = measured(job, lambda: validate(job, int(last.step), tested))
     job.ranks.on_rank0(lambda: write_json(stored, {"cost": cost}))
 
 
-# tuning of what acts in training
+# tuning of fields that act in training
 
 
 def tune_training(
     job: Job, plan: ExecutionPlan, state: MetaState
 ) -> tuple[Job, ExecutionPlan, MetaState]:
-    """Choose the fields that act in training: a trial is a training, scored on validation tasks."""
+    """Tune the fields that act in training: a trial is a training, scored on validation tasks."""
     early, _ = split_fields(job.experiment)
     if not early:
         return job, plan, state
@@ -209,15 +209,15 @@ def tune_training(
         choice = run_trials(job, early, lambda values, number: _trial(job, values, number))
         store_choice(job, "training", choice)
     job = job.with_experiment(with_choice(job.experiment, choice))
-    # What a trial has compiled is of another method, and a tuned field may decide the start.
+    # A trial compiled another method, and a tuned field may change the initial state.
     run = job.experiment.run
     plan = ExecutionPlan(ExecutorChoice(run.executor, run.chunk))
     return job, plan, initial_state(job.experiment, job.parts, job.folder)
 
 
 def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
-    """One training with `values` in tune/<number>/; (validation score, step, spread), the worst if
-    it diverges. It has a ledger of its own, which is then added as tuning."""
+    """Train once with `values` in tune/<number>/; return (validation score, step, spread), the
+    worst if it diverges. The trial has its own ledger, which is then added as tuning."""
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder, ledger = trial_folder(job.folder, number), _ledger(experiment, job.ranks)
     parts = rebuild(job.parts, experiment)
@@ -243,7 +243,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
 
 
 def _clear_other(folder: Path, experiment: Experiment) -> None:
-    """Remove a trial of other values, which an older version has left under this number."""
+    """Remove a trial with other values, which an older version stored under this number."""
     if status(folder, experiment) == "other":
         shutil.rmtree(folder)
 
@@ -252,13 +252,13 @@ def _clear_other(folder: Path, experiment: Experiment) -> None:
 
 
 def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
-    """The ledger of a run; that of rank 0 counts."""
+    """Return the ledger of a run; only that of rank 0 counts FLOPs."""
     return CostLedger(device_of(experiment.run.device), counting=ranks.is_first)
 
 
 @contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the directory for these processes."""
+    """Lock the directory for these processes."""
     with ExitStack() as stack:
         ranks.on_rank0(lambda: stack.enter_context(held(folder)))
         yield
@@ -269,19 +269,19 @@ def _finished(folder: Path) -> Result | None:
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
-    """The config of an interrupted run."""
+    """Return the config of an interrupted run; None without one."""
     if not (folder / "config.yaml").exists():
         return None
-    found = stored_experiment(folder)
-    if found.run.on_nan == "rollback":
+    experiment = stored_experiment(folder)
+    if experiment.run.on_nan == "rollback":
         log.warning(f"{folder}: run.on_nan=rollback no longer exists; continuing with raise")
-        found = found.replace(run=found.run.model_copy(update={"on_nan": "raise"}))
-    return found.resolved()
+        experiment = experiment.replace(run=experiment.run.model_copy(update={"on_nan": "raise"}))
+    return experiment.resolved()
 
 
 @contextmanager
 def _resume_hint(folder: Path) -> Iterator[None]:
-    """Say in errors of the system, such as a full disk, how to continue the run."""
+    """Add to system errors, such as a full disk, how to continue the run."""
     try:
         yield
     except OSError as error:

@@ -14,16 +14,16 @@ from metalearn.distributed.world import PASSED_ON
 from metalearn.errors import Stopped
 from metalearn.logger import log
 
-_RECEIVED: list[int] = []  # signals that this process got
+_RECEIVED: list[int] = []  # signals that this process received
 
 
 @contextmanager
 def signals(handler: Callable[[], None], ranks: Ranks = ALONE) -> Iterator[None]:
     """Call `handler` on SIGTERM and SIGUSR1 inside the block.
 
-    Only a process's main thread can, and only rank 0 does: the others pass signals on to it.
-    PASSED_ON is the launcher's signal for one that this process may have got as well: both together
-    are one."""
+    Only the main thread can handle signals, and only rank 0 does: other ranks forward them to it.
+    PASSED_ON is the launcher's copy of a signal that this process may have received as well: both
+    together count once."""
     if threading.current_thread() is not threading.main_thread() or not ranks.is_first:
         yield
         return
@@ -52,7 +52,7 @@ def _count() -> int:
 
 @contextmanager
 def finishing_step(ranks: Ranks) -> Iterator[None]:
-    """A first signal inside the block sets `ranks.signalled`, a second one ends the process."""
+    """Context manager: a first signal sets `ranks.signalled`, a second one ends the process."""
 
     def on_signal() -> None:
         if ranks.signalled:
@@ -69,5 +69,5 @@ def finishing_step(ranks: Ranks) -> Iterator[None]:
 
 
 def stop(folder: Path, where: str = "") -> None:
-    """Stopped, with the command that goes on."""
+    """Raise Stopped with the command that continues the run."""
     raise Stopped(f"stopped by a signal{where}; continue with: metalearn resume {folder}")

@@ -1,7 +1,7 @@
 """Seconds of one new task for a finished run, measured after all rows of a comparison are trained.
 
-The rows of a comparison are trained at different moments, beside different other work. Here each is
-timed again with the same instrument: new tasks learned one at a time, and in a batch."""
+The methods of a comparison are trained at different times, under different load. Here each is timed
+again in the same way: new tasks learned one at a time, and in a batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Seconds = dict[str, float]  # of one task, by phase
 
 @dataclass(frozen=True)
 class TimedRun:
-    """A finished run, ready to learn its test tasks again."""
+    """A finished run that can learn its test tasks again."""
 
     method: Method
     meta: Meta
@@ -36,26 +36,26 @@ class TimedRun:
     threads: int
 
     def round(self, number: int) -> dict[str, Seconds]:
-        """Seconds of one task by phase, under `alone`, `batched` and `at_start`.
+        """Return the seconds of one task by phase, under `alone`, `batched` and `at_start`.
 
-        `batched` is a task of a batch, `at_start` the same without a step. Task `number` is learned
+        `batched` is a task of a batch, `at_start` the same with no step. Task `number` is learned
         alone, as a search may take longer for one task than for another; a search on the host has
         no batch."""
         set_threads(self.threads)
-        found = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
+        seconds = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
         if self.method.traits.host_side:
-            return found
+            return seconds
         size = min(self.evaluate.chunk, self.evaluate.episodes)
-        found["batched"] = self._seconds(0, size)
+        seconds["batched"] = self._seconds(0, size)
         if self.method.traits.uses_steps and self.evaluate.steps[-1] > 0:
-            found["at_start"] = self._seconds(0, size, 0)
-        return found
+            seconds["at_start"] = self._seconds(0, size, 0)
+        return seconds
 
     def first_call(self) -> float:
-        """Seconds of a round before the others: compilation, loading of kernels, caches."""
-        begin = time.perf_counter()
+        """Return the seconds of a first round: compilation, loading of kernels, caches."""
+        started_at = time.perf_counter()
         self.round(0)
-        return time.perf_counter() - begin
+        return time.perf_counter() - started_at
 
     def _seconds(self, first: int, tasks: int, steps: int | None = None) -> Seconds:
         ledger = learning_ledger(
@@ -66,7 +66,7 @@ class TimedRun:
 
 
 def open_run(folder: Path) -> TimedRun:
-    """The run in a directory as it was tested; ConfigError where it cannot be loaded."""
+    """Return the run in a directory as it was tested. Raises ConfigError if it cannot be loaded."""
     run = load_run(folder)
     method, config = run.method, run.config
     if config.evaluate.checkpoint == "ensemble":
@@ -77,7 +77,7 @@ def open_run(folder: Path) -> TimedRun:
 
 
 def with_timing(result: Json, rounds: Sequence[Mapping[str, Seconds]], facts: Json) -> Json:
-    """A result.json with the medians of these rounds as the seconds of new tasks.
+    """Return result.json with the medians of these rounds as the seconds of new tasks.
 
     In each phase of new tasks, `first_pass` keeps the seconds that the run itself measured, and
     `rounds` has those of every round. `timing` is `facts`."""
@@ -95,11 +95,13 @@ def _timed(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> 
     }
     if "seconds_at_start" in entry and "at_start" in rounds[0]:
         kinds["seconds_at_start"] = "at_start"
-    found = {name: [one[kind][phase] for one in rounds] for name, kind in kinds.items()}
-    medians = {name: statistics.median(values) for name, values in found.items()}
+    seconds_by_round = {
+        name: [timed_round[kind][phase] for timed_round in rounds] for name, kind in kinds.items()
+    }
+    medians = {name: statistics.median(values) for name, values in seconds_by_round.items()}
     if "seconds_at_start" in medians:
         medians["seconds_at_start"] = min(medians["seconds_at_start"], medians["seconds_batched"])
-    first = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}
+    first_pass = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}
     row = {**entry, **medians, "seconds": medians["seconds_batched"]}
-    answers = per_query(row, entry["queries"]) if entry.get("queries") else {}
-    return {**row, **answers, "first_pass": first, "rounds": found}
+    query_cost = per_query(row, entry["queries"]) if entry.get("queries") else {}
+    return {**row, **query_cost, "first_pass": first_pass, "rounds": seconds_by_round}

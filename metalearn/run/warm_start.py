@@ -1,4 +1,4 @@
-"""The start of meta-training: a seed's own, or another run's meta together with its cost."""
+"""The initial state of meta-training: from the seed, or another run's meta with its cost."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from metalearn.tree import from_named, named_leaves
 from metalearn.types import MetaState
 
 
-def places_of(start: str, folder: Path, seed: int) -> list[Path]:
-    """Where the run that `method.start` names may lie.
+def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
+    """Return the folders in which the run that `method.start` names is searched for.
 
-    The neighbour in the same comparison comes first."""
+    The run in the same comparison comes first."""
     return [
         folder.parent.parent / start / f"seed-{seed}",
         Path(start),
@@ -37,12 +37,12 @@ def places_of(start: str, folder: Path, seed: int) -> list[Path]:
 
 
 def folder_of(start: str, folder: Path, seed: int) -> Path:
-    """The finished run that `method.start` names.
+    """Return the finished run that `method.start` names.
 
-    A run directory, a label of the same comparison, or an experiment."""
-    for place in places_of(start, folder, seed):
-        if (place / "result.json").is_file():
-            return place
+    It is a run directory, a label of the same comparison, or an experiment."""
+    for candidate in start_candidates(start, folder, seed):
+        if (candidate / "result.json").is_file():
+            return candidate
     text = (
         f"no finished run for {start!r}: use a run directory, the label of another "
         f"method of this comparison, or an experiment that was trained to runs/{start}"
@@ -51,23 +51,25 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
 
 
 def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = None) -> MetaState:
-    """The state before the first step, with task state for all tasks of a step.
+    """Return the state before the first step, with task state for all tasks of a step.
 
-    `folder` is that of the run, beside which `method.start` is looked for."""
+    `folder` is that of the run, next to which `method.start` is searched for."""
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
     # one shape from the first step on: it compiles once
     state = broadcast_task_state(state, experiment.run.tasks_per_step)
     if not experiment.start or folder is None:
         return state
-    place = folder_of(experiment.start, folder, seed)
+    start_run = folder_of(experiment.start, folder, seed)
     branch = experiment.base_method.rule_branch
-    flat = _leaves_of(named_leaves(state.meta), checkpoint.read(best_file(place)), place, branch)
-    return state._replace(meta=from_named(state.meta, flat))
+    named = _leaves_of(
+        named_leaves(state.meta), checkpoint.read(best_file(start_run)), start_run, branch
+    )
+    return state._replace(meta=from_named(state.meta, named))
 
 
 def warm_start(job: Job) -> tuple[Job, MetaState]:
-    """The job and the state that it begins from; what another run spent on that comes along."""
+    """Return the job, with the cost of the run that it starts from, and its initial state."""
     state = initial_state(job.experiment, job.parts, job.folder)
     if not job.experiment.start:
         return job, state
@@ -78,50 +80,52 @@ def warm_start(job: Job) -> tuple[Job, MetaState]:
 
 
 def _leaves_of(
-    own: dict[str, Tensor], named: dict[str, Tensor], place: Path, branch: str | None
+    own: dict[str, Tensor], named: dict[str, Tensor], folder: Path, branch: str | None
 ) -> dict[str, Tensor]:
-    """A meta's leaves out of another run's checkpoint; ConfigError where they are not all there.
+    """Return a meta's leaves from another run's checkpoint. Raises ConfigError if one is missing.
 
     The parameters of a network are `params.<name>` in the meta of some methods and `<name>` in that
-    of others. A rule that is to be learned, `branch` of the meta, keeps its own start where the
-    other run has learned none."""
-    learned = any(name.startswith(f"meta.{branch}.") for name in named)
-    own_start = {
-        name: value for name, value in own.items() if name.startswith(f"{branch}.") and not learned
+    of others. A rule that is to be learned, `branch` of the meta, keeps its own initial value if
+    the other run has learned none."""
+    has_rule = any(name.startswith(f"meta.{branch}.") for name in named)
+    kept_leaves = {
+        name: value for name, value in own.items() if name.startswith(f"{branch}.") and not has_rule
     }
     leaves: dict[str, Tensor] = {}
     for name, value in own.items():
-        found = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
-        if name not in own_start and found is not None and found.shape == value.shape:
-            leaves[name] = found.to(value)
-    missing = [name for name in own if name not in leaves and (name not in own_start or not leaves)]
+        stored = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
+        if name not in kept_leaves and stored is not None and stored.shape == value.shape:
+            leaves[name] = stored.to(value)
+    missing = [
+        name for name in own if name not in leaves and (name not in kept_leaves or not leaves)
+    ]
     if missing:
         text = f"{', '.join(missing[:4])} are missing or have another shape"
-        raise ConfigError(("method.start", f"{place} was trained with another model: {text}"))
-    return {**own_start, **leaves}
+        raise ConfigError(("method.start", f"{folder} was trained with another model: {text}"))
+    return {**kept_leaves, **leaves}
 
 
-def best_file(place: Path) -> Path:
-    """The checkpoint whose meta a finished run was tested with."""
-    step = read_result(place).get("checkpoint_step")
-    folder = place / "checkpoints"
+def best_file(run_folder: Path) -> Path:
+    """Return the checkpoint whose meta a finished run was tested with."""
+    step = read_result(run_folder).get("checkpoint_step")
+    folder = run_folder / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:
         text = "has no tested checkpoint: it learned nothing across tasks, or"
-        raise ConfigError((str(place), f"{text} its checkpoints were removed"))
+        raise ConfigError((str(run_folder), f"{text} its checkpoints were removed"))
     return checkpoint.path_of(folder, int(step))
 
 
 def _spent(result: dict[str, Any]) -> dict[str, Entry]:
-    """What the other run spent before any new task; what it did not measure stays not measured.
+    """Return the cost of the other run before any new task; NaN for what it did not measure.
 
-    What was paid elsewhere for given weights is left out: each run adds it by itself."""
+    The cost of weights that were pretrained elsewhere is left out: each run adds it by itself."""
     unknown = math.nan
     names = ("seconds", *FLOPS, *COUNTS, "energy_joules")
     entries = {phase: result["cost"].get(phase) or {} for phase in ONCE}
-    found = {phase: entry | (entry.get("own") or {}) for phase, entry in entries.items()}
+    spent = {phase: entry | (entry.get("own") or {}) for phase, entry in entries.items()}
     return {
         phase: {key: unknown if entry[key] is None else entry[key] for key in names if key in entry}
-        for phase, entry in found.items()
+        for phase, entry in spent.items()
         if entry and not per_task(entry)
     }

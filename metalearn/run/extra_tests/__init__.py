@@ -1,1 +1,1 @@
-"""Tests of a trained run beside the main one: inductive, and of checkpoints along its training."""
+"""Additional tests of a trained run: inductive, and of checkpoints along its training."""

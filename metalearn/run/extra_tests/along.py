@@ -1,7 +1,8 @@
 """Checkpoints along meta-training, tested on the same tasks: a shorter training costs less.
 
-`evaluate.along` names shares of the meta-steps. The state there is kept, and tested at the headline
-step alone; what training spent after it is the difference of the ledger from that of the end."""
+`evaluate.along` names fractions of the meta-steps. The state there is kept, and tested at the
+headline step alone; the cost of training after it is the difference of the ledger from that of the
+end."""
 
 from __future__ import annotations
 
@@ -31,42 +32,42 @@ class Along(NamedTuple):
 
 
 def test_along(job: Job, last: MetaState) -> Along:
-    """Score the checkpoints along a training that has ended; their test is set-up, no cost of the
-    method."""
-    there = job.ranks.on_rank0(lambda: checkpoint.steps_in(job.checkpoints))
-    steps = [step for step in steps_along(job.experiment) if step in there]
+    """Test the checkpoints along a finished training; the time of these tests is set-up, not a
+    cost of the method."""
+    stored_steps = job.ranks.on_rank0(lambda: checkpoint.steps_in(job.checkpoints))
+    steps = [step for step in steps_along(job.experiment) if step in stored_steps]
     if job.parts.method.step is None or not steps:
         return Along([])
     evaluate = job.experiment.evaluate
     headline = evaluate.headline if isinstance(evaluate.headline, int) else evaluate.steps[-1]
-    points = evaluate.model_copy(update={"steps": tuple(sorted({0, headline}))})
-    changed, rows, scores = job.experiment.replace(evaluate=points), [], []
+    headline_only = evaluate.model_copy(update={"steps": tuple(sorted({0, headline}))})
+    experiment, rows, scores = job.experiment.replace(evaluate=headline_only), [], []
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     later = job.ranks.on_rank0(lambda: _spent_later(job, steps))
     for step in steps:
         state, spent = stored_state(job.folder, step, last, job.ranks), job.ledger.aside()
-        found = curve(job.ranks, changed, job.parts, [state.meta], tasks, spent)
+        step_curve = curve(job.ranks, experiment, job.parts, [state.meta], tasks, spent)
         seconds = sum(entry["seconds"] for entry in spent.totals().values())
         job.ledger.add("setup", seconds)
-        row = {"step": step, "later": later[step], "value": float(found.mean[-1])}
-        rows.append({**row, "ci95": float(found.ci95[-1]), "seconds": seconds})
-        scores.append(found.scores[:, -1].float().cpu().numpy())
+        row = {"step": step, "later": later[step], "value": float(step_curve.mean[-1])}
+        rows.append({**row, "ci95": float(step_curve.ci95[-1]), "seconds": seconds})
+        scores.append(step_curve.scores[:, -1].float().cpu().numpy())
     return Along(rows, np.stack(scores))
 
 
 def _spent_later(job: Job, steps: list[int]) -> dict[int, dict[str, float | None]]:
-    """What training and its validations spent after each of the steps, by axis."""
+    """Return the cost of training and its validations after each of the steps, by axis."""
     rows = [row for row in read_lines(job.folder / "timing.jsonl") if "spent" in row]
     spent = {int(row["step"]): row["spent"] for row in rows}
     end = spent[max(spent)]
     return {
-        step: {axis: known(_whole(end, axis) - _whole(spent.get(step), axis)) for axis in AXES}
+        step: {axis: known(_total(end, axis) - _total(spent.get(step), axis)) for axis in AXES}
         for step in steps
     }
 
 
-def _whole(spent: Mapping[str, Mapping[str, float | None]] | None, axis: str) -> float:
-    """Up to a checkpoint, before any new task; NaN where a part was not measured."""
+def _total(spent: Mapping[str, Mapping[str, float | None]] | None, axis: str) -> float:
+    """Sum the cost up to a checkpoint, before any new task; NaN if a part was not measured."""
     if spent is None:
         return math.nan
     parts = [(spent.get(phase) or {}).get(axis, 0.0) for phase in ONCE]

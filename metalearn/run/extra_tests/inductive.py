@@ -1,9 +1,9 @@
-"""The test of a transductive row once more, without what queries tell each other.
+"""A second test of a transductive method, without information shared among queries.
 
-Under `query_batch` the queries of a task are normalised by statistics of all of them, so that a
-single one could not be answered in that way. Here the same trained meta learns and answers the same
-test tasks under `support`: statistics of the support set alone (the batch in hand while it learns,
-which is the support set)."""
+Under `query_batch` the queries of a task are normalised with statistics of all of them, so that a
+single query could not be predicted in that way. Here the same trained meta learns and predicts the
+same test tasks under `support`: statistics of the support set alone (the current batch while it
+learns, which is the support set)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ POLICY = "support"
 class Inductive(NamedTuple):
     """The field `inductive` of result.json, and the scores behind it."""
 
-    record: dict[str, Any] | None  # None: the row is inductive as it is
+    record: dict[str, Any] | None  # None: the method is already inductive
     scores: Any = None  # [E] float32, on the host
 
 
 def inductive_test(job: Job, metas: Sequence[Meta]) -> Inductive:
-    """The headline value of `metas` under inductive normalisation."""
+    """Return the headline value of `metas` under inductive normalisation."""
     traits = job.parts.test_method.traits
     if not traits.transductive:
         return Inductive(None)
@@ -36,7 +36,7 @@ def inductive_test(job: Job, metas: Sequence[Meta]) -> Inductive:
     if "norm" not in type(job.experiment.model).model_fields:
         return Inductive({"why": "the model has no field `norm`"})
     model = job.experiment.model.model_copy(update={"norm": POLICY})
-    changed = job.experiment.replace(model=model)
-    job = replace(job, experiment=changed, parts=rebuild(job.parts, changed))
+    experiment = job.experiment.replace(model=model)
+    job = replace(job, experiment=experiment, parts=rebuild(job.parts, experiment))
     record, scores = headline_test(job, metas)
     return Inductive({"normalisation": POLICY, **record}, scores.numpy())

@@ -1,7 +1,7 @@
-"""The best checkpoint alone, where the test is that of an ensemble of several.
+"""A test of the best checkpoint alone, if the main test is that of an ensemble.
 
-An ensemble answers at several times the price; papers that print one (MAML++, Antoniou et al. 2019)
-leave open what a single model reaches."""
+An ensemble predicts at several times the cost; papers that report one (MAML++, Antoniou et al.
+2019) do not report the score of a single model."""
 
 from __future__ import annotations
 
@@ -14,5 +14,6 @@ from metalearn.types import Meta
 
 
 def single_test(job: Job, metas: Sequence[Meta]) -> dict[str, Any] | None:
-    """The field `single` of result.json: the first of `metas` tested alone; None where it is."""
+    """Return the field `single` of result.json: the test of the first of `metas`; None if it is
+    the only one."""
     return None if len(metas) == 1 else headline_test(job, metas[:1])[0]

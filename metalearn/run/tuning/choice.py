@@ -1,4 +1,4 @@
-"""What tuning has chosen: read, stored, taken over from another seed, and written into a config."""
+"""The choices of tuning: read, stored, copied from another seed, and written into a config."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from metalearn.run.job import Job
 from metalearn.storage.files import read_json, write_json
 from metalearn.storage.schema import Choice, checked
 
-# (file of a choice, what its fields act in)
+# (file of a choice, stage in which its fields act)
 STAGES = (("training", "training"), ("best", "new tasks"))
 
 
 def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str, TuneRange]]:
-    """(fields that act in training, fields that act on new tasks alone)."""
+    """Return (fields that act in training, fields that act on new tasks alone)."""
     late = type(experiment.base_method).fields_at_adapt()
     train = {name: span for name, span in experiment.tune.items() if name.split(".")[0] not in late}
     return train, {
@@ -30,45 +30,45 @@ def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str
 
 
 def tunes(experiment: Experiment) -> bool:
-    """Whether a run chooses anything on validation tasks."""
+    """Return whether a run chooses anything on validation tasks."""
     return any(split_fields(experiment)) or experiment.evaluate.headline == "tuned"
 
 
 def take_over(job: Job) -> None:
-    """Under `budget.once`: copy the choice of an earlier, finished seed of this row, and its cost.
+    """Under `budget.once`, copy the choice of an earlier, finished seed of this method.
 
-    The copied trials are then recorded like those of an interrupted run."""
+    The cost of the copied trials is then recorded like that of an interrupted run."""
     if job.experiment.budget.once:
         job.ranks.on_rank0(lambda: _copy_choice(job.folder))
 
 
 def _copy_choice(folder: Path) -> None:
-    home, request = folder / "tune", _request_of(folder)
-    if home.exists():
+    tune_folder, request = folder / "tune", _request_hash(folder)
+    if tune_folder.exists():
         return
-    for donor in sorted(folder.parent.glob("seed-*")):
-        files = sorted((donor / "tune").glob("*.json"))
-        finished = donor != folder and files and (donor / "result.json").exists()
-        if not finished or _request_of(donor) != request:
+    for other_run in sorted(folder.parent.glob("seed-*")):
+        files = sorted((other_run / "tune").glob("*.json"))
+        finished = other_run != folder and files and (other_run / "result.json").exists()
+        if not finished or _request_hash(other_run) != request:
             continue
-        copied = folder / ".tune"
-        shutil.rmtree(copied, ignore_errors=True)
-        copied.mkdir()
+        copy = folder / ".tune"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
         for file in files:
-            shutil.copyfile(file, copied / file.name)
-        write_json(copied / "from.json", {"seed": int(donor.name.removeprefix("seed-"))})
-        copied.rename(home)  # all of it or nothing
+            shutil.copyfile(file, copy / file.name)
+        write_json(copy / "from.json", {"seed": int(other_run.name.removeprefix("seed-"))})
+        copy.rename(tune_folder)  # atomically
         return
 
 
-def _request_of(folder: Path) -> Any:
-    """What a run directory was asked for, whatever its seed; None where that is not recorded."""
-    found = folder / "environment.json"
-    return read_json(found).get("request") if found.exists() else None
+def _request_hash(folder: Path) -> Any:
+    """Return the hash of a run's requested config for all seeds; None if it is not recorded."""
+    path = folder / "environment.json"
+    return read_json(path).get("request") if path.exists() else None
 
 
 def stored_choice(job: Job, name: str) -> dict[str, Any] | None:
-    """What an earlier process chose, whose cost is recorded; None where nothing was."""
+    """Return the choice of an earlier process, and record its cost; None without a choice."""
     path = job.folder / "tune" / f"{name}.json"
 
     def read() -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ def store_choice(job: Job, name: str, choice: dict[str, Any]) -> None:
 
 
 def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:
-    """The experiment with chosen fields and headline step written into it."""
+    """Return the experiment with the chosen fields and headline step."""
     evaluate = experiment.evaluate
     if choice.get("headline_step") is not None:
         evaluate = evaluate.model_copy(update={"headline_step": int(choice["headline_step"])})
@@ -100,47 +100,47 @@ def record_trials(job: Job, trials: Sequence[dict[str, Any]]) -> None:
 
 
 def tuned_values(folder: Path) -> dict[str, Any] | None:
-    """What tuning chose: fields, headline step, fields on the edge of their range; null without."""
-    found: dict[str, Any] = {}
+    """Return tuned fields, headline step, and fields on the edge of their range; or None."""
+    values: dict[str, Any] = {}
     for choice in _choices(folder).values():
-        found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
-        found["on_edge"] = found.get("on_edge", []) + choice["edge"]
-    if found and (source := _from_seed(folder)) is not None:
-        found["from_seed"] = source
-    return found or None
+        values |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
+        values["on_edge"] = values.get("on_edge", []) + choice["edge"]
+    if values and (source := _from_seed(folder)) is not None:
+        values["from_seed"] = source
+    return values or None
 
 
 def tuning_record(folder: Path, experiment: Experiment, metric: str) -> dict[str, Any] | None:
-    """The field `tuning` of result.json: the scores of all trials on validation tasks; or null."""
-    own, source = experiment.run.seeds[0], _from_seed(folder)
-    found = {name: choice["trials"] for name, choice in _choices(folder).items()}
-    stages = [_stage(acts, found[name], metric) for name, acts in STAGES if found.get(name)]
+    """Return the field `tuning` of result.json: validation scores of all trials; or None."""
+    own_seed, source = experiment.run.seeds[0], _from_seed(folder)
+    trials = {name: choice["trials"] for name, choice in _choices(folder).items()}
+    stages = [_stage(acts_in, trials[name], metric) for name, acts_in in STAGES if trials.get(name)]
     budget = experiment.budget
     record: dict[str, Any] = {
         "trials": budget.trials or None,
         "flops": budget.flops,
         "once": budget.once,
     }
-    record |= {"seed": own if source is None else source, "stages": stages}
+    record |= {"seed": own_seed if source is None else source, "stages": stages}
     return record if stages else None
 
 
-def _stage(acts: str, trials: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+def _stage(acts_in: str, trials: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
     scores = [trial["score"] for trial in trials]
-    known = [-math.inf if score is None else float(score) for score in scores]
+    finite_or_worst = [-math.inf if score is None else float(score) for score in scores]
     costs = [trial["cost"].get("flops", 0.0) for trial in trials]
     return {
-        "acts_in": acts,
+        "acts_in": acts_in,
         "fields": sorted(trials[0]["parameters"]),
         "trials": len(trials),
         "flops": None if None in costs else sum(costs),
-        "scores": _values(known, metric),
-        "best_so_far": _values(itertools.accumulate(known, max), metric),
+        "scores": _values(finite_or_worst, metric),
+        "best_so_far": _values(itertools.accumulate(finite_or_worst, max), metric),
     }
 
 
 def _values(scores: Iterable[float], metric: str) -> list[float | None]:
-    """Scores (higher is better) as values of a metric; None for a trial that diverged."""
+    """Return scores (higher is better) as values of a metric; None for a diverged trial."""
     sign = 1 if metric == "accuracy" else -1
     return [sign * score if math.isfinite(score) else None for score in scores]
 
@@ -151,6 +151,6 @@ def _choices(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _from_seed(folder: Path) -> int | None:
-    """The seed that tuned in the place of this one."""
+    """Return the seed whose tuning was copied, or None."""
     source = folder / "tune" / "from.json"
     return int(read_json(source)["seed"]) if source.exists() else None

@@ -1,4 +1,4 @@
-"""The trials of tuning: a training each, or tasks learned with the trained meta; on the ledger."""
+"""The trials of tuning: a training each, or tasks learned with the trained meta."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from metalearn.run.tuning.points import trial_points
 from metalearn.storage.files import read_json, read_lines, write_json
 from metalearn.types import Meta
 
-Found = tuple[float, int, float]  # (score, its step, spread)
-Objective = Callable[[dict[str, Any], int], Found]  # of values and the number of the trial
+Score = tuple[float, int, float]  # (score, its step, spread)
+Objective = Callable[[dict[str, Any], int], Score]  # of values and the number of the trial
 Trials = list[dict[str, Any]]
 
 
 def tune_on_new_tasks(job: Job, meta: Meta, step: int | None) -> Job:
-    """The job with adapt-only fields and the headline step chosen on validation tasks.
+    """Return the job with adapt-only fields and the headline step chosen on validation tasks.
 
-    `step` is that of the checkpoint that `meta` is of."""
+    `step` is that of the checkpoint of `meta`."""
     _, late = split_fields(job.experiment)
     if not late and job.experiment.evaluate.headline != "tuned":
         return job
@@ -54,22 +54,20 @@ def tune_on_new_tasks(job: Job, meta: Meta, step: int | None) -> Job:
 
 
 def _headline(job: Job, meta: Meta, step: int | None, choice: dict[str, Any]) -> dict[str, Any]:
-    """The best step of the values chosen: that of their trial, or without trials that of the
+    """Return the best step of the chosen values: that of their trial, or without trials that of the
     checkpoint's validation, neither of which is repeated."""
     values, trials = choice["parameters"], choice["trials"]
-    known = [one["step"] for one in trials if one["parameters"] == values and "step" in one]
-    if not trials and (seen := score_in_training(job, step)) is not None:
-        known = [seen[1]]
-    if known:
-        return {"headline_step": known[0]}
-    found, cost = measured(job, lambda: score_of(job, meta, values))
-    return {"headline_step": found[1], "headline": {"cost": cost}}
+    steps = [trial["step"] for trial in trials if trial["parameters"] == values and "step" in trial]
+    if not trials and (validation := score_in_training(job, step)) is not None:
+        steps = [validation[1]]
+    if steps:
+        return {"headline_step": steps[0]}
+    scored, cost = measured(job, lambda: score_of(job, meta, values))
+    return {"headline_step": scored[1], "headline": {"cost": cost}}
 
 
-def score_in_training(job: Job, step: int | None) -> Found | None:
-    """What `score_of` would give for the checkpoint of a step, from its validation.
-
-    None where there was none."""
+def score_in_training(job: Job, step: int | None) -> Score | None:
+    """Return `score_of` the checkpoint of a step from its validation; None without one."""
     for row in job.ranks.on_rank0(lambda: read_lines(job.metrics)):
         if row.get("split") == "valid" and row["step"] == step:
             spread = row.get("accuracy_ci95") if "accuracy" in row else row.get("loss_ci95")
@@ -77,8 +75,9 @@ def score_in_training(job: Job, step: int | None) -> Found | None:
     return None
 
 
-def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> Found:
-    """(validation score, its step, spread) of the experiment with `values`; higher is better."""
+def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> Score:
+    """Return (validation score, its step, spread) of the experiment with `values`; higher is
+    better."""
     experiment, parts = job.experiment, job.parts
     if values:
         experiment = with_choice(experiment, {"parameters": values})
@@ -86,26 +85,30 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> Found:
     evaluate = experiment.evaluate
     tasks = TaskSet("valid", experiment.run.validate.episodes, job.seed)
     with features_once(parts, tasks, evaluate.chunk, job.ledger, job.ranks, "tune"):
-        found = curve(job.ranks, experiment, parts, [meta], tasks, job.ledger.under("tune"))
-    at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
-    value = float(found.mean[at])
-    score = value if found.metric == "accuracy" else -value
-    return (score if math.isfinite(score) else -math.inf), evaluate.steps[at], float(found.ci95[at])
+        scores = curve(job.ranks, experiment, parts, [meta], tasks, job.ledger.under("tune"))
+    index = headline_index(evaluate.steps, evaluate.headline, scores.mean, scores.metric)
+    value = float(scores.mean[index])
+    score = value if scores.metric == "accuracy" else -value
+    return (
+        (score if math.isfinite(score) else -math.inf),
+        evaluate.steps[index],
+        float(scores.ci95[index]),
+    )
 
 
 def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> dict[str, Any]:
     """Evaluate one point of the ranges after another while the budget lasts.
 
-    Recorded trials of an interrupted search are not repeated. All ranks try the same."""
-    own, label = job.experiment.base_method, job.experiment.label
+    Recorded trials of an interrupted search are not repeated. All ranks evaluate the same."""
+    method, label = job.experiment.base_method, job.experiment.label
     key = fold_in(job.experiment.budget.seed, "tune", label, job.seed, *sorted(ranges))
     record = job.folder / "tune" / "trials.json"
-    done = job.ranks.on_rank0(lambda: read_json(record) if record.exists() else [])
+    recorded = job.ranks.on_rank0(lambda: read_json(record) if record.exists() else [])
     trials: Trials = []
-    for number, values in enumerate(trial_points(own, ranges, key)):
-        if job.ranks.on_rank0(lambda: _is_spent(job, trials)):
+    for number, values in enumerate(trial_points(method, ranges, key)):
+        if job.ranks.on_rank0(lambda: _is_budget_spent(job, trials)):
             break
-        old = next((one for one in done if one["number"] == number), None)
+        old = next((trial for trial in recorded if trial["number"] == number), None)
         trials.append({"number": number, **_outcome(job, values, number, old, objective)})
         job.ranks.on_rank0(lambda: write_json(record, trials))
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
@@ -116,24 +119,24 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
 
 
-def _is_spent(job: Job, trials: Trials) -> bool:
-    """Whether the budget allows no other trial; it allows one at least.
+def _is_budget_spent(job: Job, trials: Trials) -> bool:
+    """Return whether the budget allows no further trial; it allows at least one.
 
-    FLOPs are spent where another trial, as costly as the costliest one, would exceed them. Fields
-    of training and fields of new tasks have half of them each."""
+    FLOPs are spent if another trial, at the cost of the most expensive one, would exceed them.
+    Fields of training and fields of new tasks have half of them each."""
     budget = job.experiment.budget
     if budget.flops is None:
         return len(trials) >= budget.trials
-    found = [known(trial["cost"].get("flops", 0.0)) for trial in trials]
-    costs = [flops for flops in found if flops is not None]
-    if len(costs) < len(found):
+    trial_flops = [known(trial["cost"].get("flops", 0.0)) for trial in trials]
+    costs = [flops for flops in trial_flops if flops is not None]
+    if len(costs) < len(trial_flops):
         text = f"FLOPs of {job.experiment.label} are not known: use budget.trials instead"
         raise ConfigError(("budget.flops", text))
-    share = budget.flops / sum(map(bool, split_fields(job.experiment)))
-    if len(costs) == 1 and costs[0] > share:
-        text = f"one trial takes {costs[0]:.3g} FLOPs, more than the {share:.3g} of its budget"
+    limit = budget.flops / sum(map(bool, split_fields(job.experiment)))
+    if len(costs) == 1 and costs[0] > limit:
+        text = f"one trial takes {costs[0]:.3g} FLOPs, more than the {limit:.3g} of its budget"
         log.warning(f"{job.experiment.label}: {text}")
-    return bool(costs) and sum(costs) + max(costs) > share
+    return bool(costs) and sum(costs) + max(costs) > limit
 
 
 def _outcome(
@@ -143,16 +146,16 @@ def _outcome(
     old: dict[str, Any] | None,
     objective: Objective,
 ) -> dict[str, Any]:
-    """Values, score, its step and cost of a trial, or of its record `old`."""
+    """Return values, score, its step and cost of a trial, or of its record `old`."""
     if old is not None and old["parameters"] == values:
         record_trials(job, [old])
         return {**old, "score": -math.inf if old["score"] is None else float(old["score"])}
-    found, cost = measured(job, lambda: objective(values, number))
-    return {"parameters": values, "score": float(found[0]), "step": found[1], "cost": cost}
+    score, cost = measured(job, lambda: objective(values, number))
+    return {"parameters": values, "score": float(score[0]), "step": score[1], "cost": cost}
 
 
 def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
-    """What `act` returns, and what it wrote to the ledger as tuning, its own time included."""
+    """Return the result of `act`, and its cost, which is recorded as tuning with its time."""
     before = job.ledger.totals().get("tune", {})
     with job.ledger.span("tune"):
         value = act()
@@ -160,7 +163,7 @@ def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
 
 
 def _on_edge(name: str, span: TuneRange, best: dict[str, Any], trials: Trials) -> bool:
-    """Whether the best value of a number has no worse one tried on each of its sides."""
+    """Return whether the best value of a number is the smallest or the largest one tried."""
     if span.values is not None:
         return False
     tried = [trial["parameters"][name] for trial in trials]
