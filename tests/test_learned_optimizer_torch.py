@@ -369,7 +369,7 @@ def test_more_steps_than_a_rule_was_learned_for_are_warned_of(
 ) -> None:
     rule = LearnedSGD()
     run = SimpleNamespace(base_method=method(rule=rule, **options))
-    monkeypatch.setattr(learned_optimizer, "found_in", lambda path: (rule, theta_of(rule)))
+    monkeypatch.setattr(learned_optimizer, "load_rule", lambda path: (rule, theta_of(rule)))
     monkeypatch.setattr(learned_optimizer, "stored_experiment", lambda folder: run)
     messages = collect_messages()
     LearnedOptimizer.load(tmp_path, module().named_parameters(), num_steps=most)

@@ -17,13 +17,13 @@ TARGETS = ("y", "label", "target")  # names of a CSV file's column of labels or 
 
 
 class Examples(NamedTuple):
-    """Inputs, their targets where the file has them, and what to call each of them."""
+    """Inputs, their targets if the file has them, and a name for each example."""
 
     x: np.ndarray[Any, Any]  # [B, *X] floats
     y: np.ndarray[Any, Any] | None  # [B] labels or values
     names: list[str]
     columns: tuple[str, ...] | None = None  # of a table: the inputs' names
-    group: str | None = None  # of a table with a column of groups: the one of all rows
+    group: str | None = None  # of a table with a column of groups: the group of all rows
 
 
 def read_examples(
@@ -37,20 +37,20 @@ def read_examples(
     target: str | None = None,
     group: str | None = None,
 ) -> Examples:
-    """The examples at `path`; `labelled` ones need targets. `place` is named in errors.
+    """Read the examples at `path`; `labelled` ones need targets. `place` is named in errors.
 
-    A folder: one folder of images a class where labelled, else images at any depth; `invert` turns
+    A folder: one folder of images per class if labelled, else images at any depth; `invert` turns
     dark ink on light paper into bright ink. A table: one column called `target`, y, label or
-    target, and one column for each input: those named `inputs`, else all others. Where it has the
-    column `group`, all rows must be of one. An .npz file: x [B, *X] and y [B]."""
+    target, and one column per input: those named `inputs`, else all others. If it has the column
+    `group`, all rows must be of one group. An .npz file: x [B, *X] and y [B]."""
     if path.is_dir():
-        found = _images(path, spec, place, labelled, invert)
+        examples = _images(path, spec, place, labelled, invert)
     else:
-        found = _rows(path, spec, place, inputs, target, group)
-    if labelled and found.y is None:
+        examples = _rows(path, spec, place, inputs, target, group)
+    if labelled and examples.y is None:
         text = f"{path} has no labels: name a column (or array) {target or TARGETS[0]}"
         raise ConfigError((place, text))
-    return found
+    return examples
 
 
 def _images(path: Path, spec: EpisodeSpec, place: str, labelled: bool, invert: bool) -> Examples:
@@ -82,7 +82,7 @@ def _rows(
     group: str | None,
 ) -> Examples:
     columns = read_columns(path, place)
-    of_rows = _group(columns, group, place)
+    row_group = _group(columns, group, place)
     targets = [name for name in columns if name.lower() in TARGETS]
     targets = [target] if target in columns else targets
     if len(targets) > 1:
@@ -96,8 +96,8 @@ def _rows(
         names = found_inputs(names, place)
     if table and inputs is not None:
         names = list(inputs)
-        if lost := [name for name in names if name not in columns]:
-            text = f"{path} lacks the columns {', '.join(lost)}; it has {', '.join(columns)}"
+        if missing := [name for name in names if name not in columns]:
+            text = f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(columns)}"
             raise ConfigError((place, text))
     x = inputs_of(columns, names, place)
     try:
@@ -106,16 +106,16 @@ def _rows(
         text = f"{path} has {x[:1].size} inputs per row, but the run needs {list(spec.x_shape)}"
         raise ConfigError((place, text)) from error
     rows = [f"row {n}" for n in range(1, len(x) + 1)]
-    return Examples(x, y, rows, tuple(names) if table else None, of_rows)
+    return Examples(x, y, rows, tuple(names) if table else None, row_group)
 
 
 def _group(columns: dict[str, Any], name: str | None, place: str) -> str | None:
-    """The group of all rows, whose column is taken out; ConfigError where there are several."""
+    """Return the group of all rows, and remove its column. Raises ConfigError for several."""
     column = columns.pop(name, None) if name else None
     if column is None:
         return None
-    found = sorted({str(one) for one in column})
-    if len(found) > 1:
-        text = f"has rows of {len(found)} tasks by column {name!r} ({', '.join(found[:3])}"
+    groups = sorted({str(value) for value in column})
+    if len(groups) > 1:
+        text = f"has rows of {len(groups)} tasks by column {name!r} ({', '.join(groups[:3])}"
         raise ConfigError((place, f"{text}, ...): predict for one task at a time"))
-    return found[0]
+    return groups[0]

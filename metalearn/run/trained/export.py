@@ -1,4 +1,4 @@
-"""The answers of an adapted task as a program that runs without this package."""
+"""The predictions of an adapted task as a program that runs without this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metalearn.types import Batch
 FORMATS = ".pt2 (torch.export), .pt (TorchScript) or .onnx"
 
 
-class Answers(nn.Module):
+class TaskProgram(nn.Module):
     """x [M, *X] -> the outputs of one task, whose tensors are buffers."""
 
     def __init__(
@@ -40,29 +40,29 @@ class Answers(nn.Module):
 def export(
     predict: Callable[..., Tensor], meta: Any, item: Any, support: Batch, path: Path
 ) -> Path:
-    """Write `predict` of one task to `path`, in the format of its ending; the path.
+    """Write `predict` of one task to `path`, in the format of its suffix; return the path.
 
-    The program takes any number of inputs. Raises ConfigError for another ending, for a package
-    that is missing, and for what torch cannot export, with its reason."""
-    write = {".pt2": _exported, ".pt": _scripted, ".onnx": _onnx}.get(path.suffix)
+    The program takes any number of inputs. Raises ConfigError for another suffix, for a missing
+    package, and for a network that torch cannot export, with the reason."""
+    write = {".pt2": _save_exported, ".pt": _save_scripted, ".onnx": _save_onnx}.get(path.suffix)
     if write is None:
         raise ConfigError(("path", f"must end with {FORMATS} (got {path.suffix or 'no suffix'})"))
-    module, x = Answers(predict, meta, item, support).eval(), support.x[:3].clone()
+    module, x = TaskProgram(predict, meta, item, support).eval(), support.x[:3].clone()
     x = x if len(x) > 1 else torch.cat([x, x])  # one example would be taken for a constant size
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own formats
-            write(module, x, part)
-        os.replace(part, path)
+            write(module, x, temporary)
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
 def _program(module: nn.Module, x: Tensor) -> Any:
-    """The graph for any number of inputs, of torch's operators alone."""
+    """Export the graph for any number of inputs; it must contain only torch's operators."""
     batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
@@ -74,33 +74,35 @@ def _program(module: nn.Module, x: Tensor) -> Any:
         for node in program.graph.nodes
         if node.op == "call_function" and not str(node.target).startswith(("aten.", "<built-in"))
     }
-    own = sorted(name for name in foreign if "metalearn" in name)
-    if own:
-        text = f"the network uses operators that exist only in this package: {', '.join(own)}"
+    custom = sorted(name for name in foreign if "metalearn" in name)
+    if custom:
+        text = f"the network uses operators that exist only in this package: {', '.join(custom)}"
         raise ConfigError(("export", text))
     return program
 
 
-def _exported(module: nn.Module, x: Tensor, path: Path) -> None:
+def _save_exported(module: nn.Module, x: Tensor, path: Path) -> None:
     torch.export.save(_program(module, x), path)
 
 
-def _scripted(module: nn.Module, x: Tensor, path: Path) -> None:
-    """By the exported program, as TorchScript traces no functional call of a module."""
-    more = torch.cat([x, x, x[:1]])
+def _save_scripted(module: nn.Module, x: Tensor, path: Path) -> None:
+    """Trace the exported program, as TorchScript cannot trace a functional call of a module."""
+    longer_batch = torch.cat([x, x, x[:1]])
     try:
         traced = torch.jit.trace(_program(module, x).module(), x)
-        fixed = not torch.allclose(traced(more), module(more), rtol=1e-3, atol=1e-5)
+        has_fixed_size = not torch.allclose(
+            traced(longer_batch), module(longer_batch), rtol=1e-3, atol=1e-5
+        )
     except Exception as error:
         text = f"cannot be traced as TorchScript: {str(error).strip().splitlines()[0]}: use .pt2"
         raise ConfigError(("export", text)) from error
-    if fixed:
+    if has_fixed_size:
         text = "TorchScript would fix the number of inputs of this network: use .pt2"
         raise ConfigError(("export", text))
     torch.jit.save(traced, path)
 
 
-def _onnx(module: nn.Module, x: Tensor, path: Path) -> None:
+def _save_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:

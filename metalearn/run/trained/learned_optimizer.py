@@ -23,51 +23,53 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
 
         `num_steps` is the total number of steps that will be made; a rule that was trained on
         shorter runs may perform worse, and a warning is logged."""
-        rule, theta = found_in(Path(path))
-        made = cls(params, rule, theta, num_steps)
-        _warn_beyond(Path(path), num_steps)
-        return made
+        rule, theta = load_rule(Path(path))
+        optimizer = cls(params, rule, theta, num_steps)
+        _warn_if_longer(Path(path), num_steps)
+        return optimizer
 
 
-def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
-    """(rule, theta) of a run directory, a checkpoint or a saved file.
+def load_rule(path: Path) -> tuple[LearnedRuleComponent, Theta]:
+    """Return (rule, theta) of a run directory, a checkpoint or a saved file.
 
-    ConfigError where there is none."""
+    Raises ConfigError if there is none."""
     if path.is_dir():
-        return _from_run(path, _tested(path), path)
+        return _from_run(path, _tested_checkpoint(path), path)
     if _is_checkpoint(path):
         return _from_run(path.parent.parent, path, path)
     return torch_optimizer.read(path)
 
 
-def _warn_beyond(path: Path, num_steps: int) -> None:
-    """Warn where the rule of a run was learned for fewer steps; a saved file does not know."""
+def _warn_if_longer(path: Path, num_steps: int) -> None:
+    """Warn if the rule of a run was learned for fewer steps; a saved file does not record them."""
     if not (path.is_dir() or _is_checkpoint(path)):
         return
-    home = path if path.is_dir() else path.parent.parent
-    trained = stored_experiment(home).base_method.rule_steps
-    if trained is not None and num_steps > trained:
-        text = f"num_steps={num_steps}, and the rule was learned for runs of at most {trained}"
-        log.warning(f"{home}: {text} steps: look at the loss, it may diverge beyond them")
+    run_folder = path if path.is_dir() else path.parent.parent
+    trained_steps = stored_experiment(run_folder).base_method.rule_steps
+    if trained_steps is not None and num_steps > trained_steps:
+        text = (
+            f"num_steps={num_steps}, and the rule was learned for runs of at most {trained_steps}"
+        )
+        log.warning(f"{run_folder}: {text} steps: look at the loss, it may diverge beyond them")
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it lies in the checkpoints of a run directory."""
-    home = path.parent.parent
-    return path.parent.name == "checkpoints" and (home / "config.yaml").is_file()
+    """Return whether a file is in the checkpoints of a run directory."""
+    run_folder = path.parent.parent
+    return path.parent.name == "checkpoints" and (run_folder / "config.yaml").is_file()
 
 
-def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleComponent, Theta]:
+def _from_run(folder: Path, file: Path, source: Path) -> tuple[LearnedRuleComponent, Theta]:
     method = stored_experiment(folder).base_method
     rule = method.learned_rule
     if not isinstance(rule, LearnedRuleComponent):
         text = f"its method, {method.name}, does not learn an optimizer: use a run of one that"
         raise ConfigError((str(folder), f"{text} does, such as learned_optimizer"))
-    return rule, _theta(file, place, method.rule_branch)
+    return rule, _theta(file, source, method.rule_branch)
 
 
-def _tested(folder: Path) -> Path:
-    """The checkpoint that a finished run was tested with; of an interrupted run the newest."""
+def _tested_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint that a finished run was tested with, or the newest one."""
     if (folder / "result.json").exists():
         return best_file(folder)
     steps = checkpoint.steps_in(folder / "checkpoints")
@@ -77,19 +79,19 @@ def _tested(folder: Path) -> Path:
     return checkpoint.path_of(folder / "checkpoints", steps[-1])
 
 
-def _theta(file: Path, place: Path, branch: str | None) -> Theta:
-    """The rule's part of a checkpoint's meta, which may be nothing else."""
+def _theta(file: Path, source: Path, branch: str | None) -> Theta:
+    """Return the leaves of the rule in a checkpoint's meta, or all if it has only the rule."""
     named = checkpoint.read(file)
     meta = {
         name.removeprefix("meta."): value
         for name, value in named.items()
         if name.startswith("meta.")
     }
-    part = {
+    rule_leaves = {
         name.removeprefix(f"{branch}."): value
         for name, value in meta.items()
         if name.startswith(f"{branch}.")
     }
     if not meta:
-        raise ConfigError((str(place), "has learned nothing across tasks"))
-    return part or meta
+        raise ConfigError((str(source), "has learned nothing across tasks"))
+    return rule_leaves or meta

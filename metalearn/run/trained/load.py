@@ -1,4 +1,4 @@
-"""A finished or interrupted run, ready to use on any episode."""
+"""A finished or interrupted run, loaded for use on any episode."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class LoadedRun(TestedRun):
         check_columns(getattr(x, "columns", None), task.input_names)
         facts = recorded_tasks(self.folder).get("test", {}).get("facts", {})
         pixels = task.pixels_in_unit or "pixels" in facts  # of bytes, which were divided by 255
-        changes = task.transform, task.target_moments_used, pixels
-        learned = adapt_task(build, self.state.meta, spec, x, y, steps, seed, *changes)
-        return replace(learned, names=task.input_names)
+        preprocessing = task.transform, task.target_moments_used, pixels
+        adapted = adapt_task(build, self.state.meta, spec, x, y, steps, seed, *preprocessing)
+        return replace(adapted, names=task.input_names)
 
     def record(self) -> records.Run:
-        """The files of the run; ConfigError where it is not finished."""
+        """Return the files of the run. Raises ConfigError if it is not finished."""
         return records.load(self.folder)
 
     def __repr__(self) -> str:
-        """Method, tasks and the headline result, and the folder; no tensors."""
+        """Show method, tasks, the headline result and the folder; no tensors."""
         config, result = self.config, ""
         if (self.folder / "result.json").exists():
             head = read_result(self.folder)["headline"]
@@ -71,7 +71,7 @@ class LoadedRun(TestedRun):
         return f"{config.method.name} on {tasks}, {trained}{result}; {self.folder}"
 
     def __reduce__(self) -> Any:
-        """A copy or pickle names the folder."""
+        """Pickle the folder only."""
         return load_run, (self.folder,)
 
     def _headline_step(self) -> int:
@@ -95,7 +95,10 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     (2, 1)
     """
     folder = Path(folder)
-    given = (None if model is None else as_model(model), None if loss is None else hold_loss(loss))
+    objects = (
+        None if model is None else as_model(model),
+        None if loss is None else hold_loss(loss),
+    )
     experiment = stored_experiment(folder)
     parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
     check_weights(folder, experiment)
@@ -105,14 +108,14 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
         state = _trained_state(folder, state)
-    del given  # the experiment holds it now
+    del objects  # the experiment refers to them now
     return LoadedRun(parts.test_method, state, parts.test, experiment, folder)
 
 
 def _trained_state(folder: Path, like: MetaState) -> MetaState:
     if (folder / "result.json").exists():
         return checkpoint.load(best_file(folder), like)
-    found = checkpoint.newest(folder / "checkpoints", like)
-    if found is None:
+    newest = checkpoint.newest(folder / "checkpoints", like)
+    if newest is None:
         raise ConfigError((str(folder), "contains no valid checkpoint yet"))
-    return found[1]
+    return newest[1]

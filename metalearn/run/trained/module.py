@@ -13,7 +13,7 @@ from metalearn.types import Learner, Params
 class AdaptedModule(nn.Module):
     """The adapted network as an ordinary module: its `state_dict` has the learner's names.
 
-    Where normalisation uses the support set, that set is a buffer of the module. It computes the
+    If normalisation uses the support set, that set is a buffer of the module. It computes the
     same in training and in evaluation mode."""
 
     def __init__(self, learner: Learner, params: Params, support_x: Tensor) -> None:
@@ -39,23 +39,23 @@ class AdaptedModule(nn.Module):
         return self._learner.apply(params, x, context=self.support_x)
 
 
-def ordinary(learner: Learner, params: Params, x: Tensor, outputs: Tensor) -> nn.Module | None:
-    """A module with these parameters that gives `outputs` for x; None where there is none.
+def as_module(learner: Learner, params: Params, x: Tensor, outputs: Tensor) -> nn.Module | None:
+    """Return a module with these parameters that computes `outputs` for x; None if there is none.
 
-    A network that came from a module is a copy of that module, where its evaluation mode gives the
-    same."""
-    found: list[nn.Module] = [] if learner.module is None else [learner.module(params).eval()]
-    for module in (*found, AdaptedModule(learner, params, x)):
-        given = _outputs(module, x)
-        if isinstance(given, Tensor) and given.shape == outputs.shape:
+    For a network from a torch module it is a copy of that module, if its evaluation mode computes
+    the same."""
+    candidates: list[nn.Module] = [] if learner.module is None else [learner.module(params).eval()]
+    for module in (*candidates, AdaptedModule(learner, params, x)):
+        module_outputs = _outputs(module, x)
+        if isinstance(module_outputs, Tensor) and module_outputs.shape == outputs.shape:
             scale = outputs.abs().max().clamp(min=1e-6)
-            if float((given - outputs).abs().max() / scale) < 1e-4:
+            if float((module_outputs - outputs).abs().max() / scale) < 1e-4:
                 return module
     return None
 
 
 def _outputs(module: nn.Module, x: Tensor) -> Any:
-    """What forward gives for the inputs alone; None where it wants other arguments."""
+    """Return the outputs of forward for the inputs alone; None if it needs other arguments."""
     try:
         with torch.no_grad():
             return module(x)
