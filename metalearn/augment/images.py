@@ -25,20 +25,20 @@ def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
     (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too), within 0..1, or the
     range of the image where it is wider: images of 0..255 and standardised ones stay what they are.
     """
-    whole = x
+    original = x
     if "crop" in changes:
         x = _crop(x, fold_in(keys, CROP))
     if "flip" in changes:
         mirrored = integers(fold_in(keys, FLIP), (1, 1, 1), 2) == 1
         x = torch.where(mirrored, x.flip(-1), x)
-    return _colour(x, fold_in(keys, COLOUR), whole) if "colour" in changes else x
+    return _colour(x, fold_in(keys, COLOUR), original) if "colour" in changes else x
 
 
 def _crop(x: Tensor, keys: Tensor) -> Tensor:
-    for place, axis in enumerate((-2, -1)):
+    for number, axis in enumerate((-2, -1)):
         size = x.shape[axis]
-        most = min(8, size // 8)
-        shift = integers(fold_in(keys, place), (1,), 2 * most + 1) - most  # [B, 1]
+        max_shift = min(8, size // 8)
+        shift = integers(fold_in(keys, number), (1,), 2 * max_shift + 1) - max_shift  # [B, 1]
         rows = torch.arange(size, device=x.device) + shift  # [B, size]
         inside = (rows >= 0) & (rows < size)
         shape = (x.shape[0], 1, size, 1) if axis == -2 else (x.shape[0], 1, 1, size)
@@ -47,18 +47,18 @@ def _crop(x: Tensor, keys: Tensor) -> Tensor:
     return x
 
 
-def _colour(x: Tensor, keys: Tensor, whole: Tensor) -> Tensor:
-    """The result is cut to 0..1, or to the range of `whole`, the image before its crop."""
-    least = whole.amin((-3, -2, -1), keepdim=True).clamp(max=0)
-    most = whole.amax((-3, -2, -1), keepdim=True).clamp(min=1)
+def _colour(x: Tensor, keys: Tensor, original: Tensor) -> Tensor:
+    """Clamp the result to 0..1, or to the range of `original`, the image before its crop."""
+    lower = original.amin((-3, -2, -1), keepdim=True).clamp(max=0)
+    upper = original.amax((-3, -2, -1), keepdim=True).clamp(min=1)
     low, high = 1 - JITTER, 1 + JITTER
     factors = uniform(keys, (3, 1, 1, 1), low, high, dtype=x.dtype)
     brightness, contrast, saturation = factors.unbind(-4)  # [B, 1, 1, 1]
-    x = (brightness * x).clamp(least, most)
+    x = (brightness * x).clamp(lower, upper)
     middle = _grey(x).mean((-2, -1), keepdim=True)
-    x = (middle + contrast * (x - middle)).clamp(least, most)
+    x = (middle + contrast * (x - middle)).clamp(lower, upper)
     grey = _grey(x)
-    return (grey + saturation * (x - grey)).clamp(least, most)
+    return (grey + saturation * (x - grey)).clamp(lower, upper)
 
 
 def _grey(x: Tensor) -> Tensor:

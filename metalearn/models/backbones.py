@@ -91,14 +91,14 @@ BACKBONES: dict[str, Backbone] = {
 def find_backbone(name: str) -> Backbone:
     """The backbone of a name; ConfigError for an unknown one, or where timm is not installed."""
     if name.startswith(TIMM):
-        return _of_timm(name.removeprefix(TIMM))
+        return _timm_backbone(name.removeprefix(TIMM))
     if name not in BACKBONES:
         text = f"unknown backbone {name!r}; {did_you_mean(name, BACKBONES)}, or {TIMM}NAME"
         raise ConfigError(("model.backbone", text))
     return BACKBONES[name]
 
 
-def _of_timm(name: str) -> Backbone:
+def _timm_backbone(name: str) -> Backbone:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
@@ -112,7 +112,7 @@ def _of_timm(name: str) -> Backbone:
         options = {"pretrained": trained, "num_classes": 0}
         try:
             try:
-                net: nn.Module = timm.create_model(name, **options, **_sized(size))
+                net: nn.Module = timm.create_model(name, **options, **_size_option(size))
             except TypeError:  # networks of convolutions take any size
                 net = timm.create_model(name, **options)
         except (OSError, RuntimeError) as error:
@@ -120,8 +120,8 @@ def _of_timm(name: str) -> Backbone:
             raise ConfigError(("model.backbone", text)) from error
         return net
 
-    found = timm.get_pretrained_cfg(name)
-    facts = found.to_dict() if found is not None else {}
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    facts = pretrained_cfg.to_dict() if pretrained_cfg is not None else {}
     classifier = facts.get("classifier") or ()
     return Backbone(
         make=make,
@@ -134,5 +134,5 @@ def _of_timm(name: str) -> Backbone:
     )
 
 
-def _sized(size: int) -> dict[str, int]:
+def _size_option(size: int) -> dict[str, int]:
     return {"img_size": size}

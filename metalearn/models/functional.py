@@ -97,19 +97,19 @@ def _start(
 
 def running_norms(module: nn.Module) -> list[str]:
     """Names of the `Norm` layers with running statistics."""
-    found = module.named_modules()
-    return [name for name, part in found if isinstance(part, Norm) and part.policy == "running"]
+    modules = module.named_modules()
+    return [name for name, part in modules if isinstance(part, Norm) and part.policy == "running"]
 
 
 def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
     """The body as a function: statistics go under the buffers' names, the head's leaves stay
     outside."""
-    named = {
+    tensors = {
         name.removeprefix(STATS): value
         for name, value in params.items()
         if not name.startswith("head.")
     }
-    out: Tensor = functional_call(body, named, args)
+    out: Tensor = functional_call(body, tensors, args)
     return out
 
 

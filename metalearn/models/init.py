@@ -39,8 +39,8 @@ def weighted(
     2010, equation 16): within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: deviation
     0.01, bias zero."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    place = math.prod(weight.shape[2:])
-    fan_in, fan_out = weight.shape[1] * place, weight.shape[0] * place
+    kernel_size = math.prod(weight.shape[2:])
+    fan_in, fan_out = weight.shape[1] * kernel_size, weight.shape[0] * kernel_size
     is_bias = name.endswith("bias")
     if scheme != "uniform" and is_bias:
         return torch.zeros(shape, dtype=dtype)

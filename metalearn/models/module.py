@@ -48,14 +48,14 @@ class Module(ModelComponent):
     _held: Held | None = PrivateAttr(default=None)
 
     def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:
-        given: Held | None = None
+        entry: Held | None = None
         if net is not None:
             sha256 = _hash_of(net, inputs)
-            given = hold((net, inputs), sha256)
+            entry = hold((net, inputs), sha256)
             fields |= {"object": name_of(net), "sha256": sha256}
         super().__init__(**fields)
-        if given is not None:
-            self._held = given
+        if entry is not None:
+            self._held = entry
 
     @model_validator(mode="after")
     def _find(self) -> Module:

@@ -124,23 +124,25 @@ class Pretrained(ModelComponent):
     @property
     def provenance(self) -> dict[str, Any]:
         """What the report says of a network that was trained elsewhere."""
-        found, (prepared, _) = find_backbone(self.backbone), self._network("cpu", torch.float32)
+        backbone, (prepared, _) = find_backbone(self.backbone), self._network("cpu", torch.float32)
         if self.weights is not None:  # what is registered holds for the published weights
-            found = replace(found, licence=UNKNOWN, trained_on=UNKNOWN, overlap=UNKNOWN_OVERLAP)
-            found = replace(found, flops=UNKNOWN, source="")
-        own = self.pretrain_flops is not None
+            backbone = replace(
+                backbone, licence=UNKNOWN, trained_on=UNKNOWN, overlap=UNKNOWN_OVERLAP
+            )
+            backbone = replace(backbone, flops=UNKNOWN, source="")
+        is_overridden = self.pretrain_flops is not None
         return {
             "backbone": self.backbone,
             "weights": self.weights or "published",
             "weights_sha256": hash_of(prepared.body.state_dict()),
-            "licence": found.licence,
-            "trained_on": found.trained_on,
+            "licence": backbone.licence,
+            "trained_on": backbone.trained_on,
             "parameters": sum(value.numel() for value in prepared.body.parameters()),
-            "overlap": found.overlap,
+            "overlap": backbone.overlap,
             "size": self.size,
             "frozen": self.frozen,
-            "pretrain_flops": self.pretrain_flops if own else found.flops,
-            "pretrain_source": self.pretrain_source if own else found.source,
+            "pretrain_flops": self.pretrain_flops if is_overridden else backbone.flops,
+            "pretrain_source": self.pretrain_source if is_overridden else backbone.source,
         }
 
     def _network(self, device: str, dtype: torch.dtype) -> tuple[Prepared, FrozenNetwork]:
@@ -154,11 +156,11 @@ def _load(
 ) -> tuple[Prepared, FrozenNetwork]:
     """The network of a backbone, read once a process."""
     del changed  # part of the key only
-    found = find_backbone(name)
-    body = found.make(size, weights is None)
+    backbone = find_backbone(name)
+    body = backbone.make(size, weights is None)
     if weights is not None:
-        _load_weights(body, Path(weights), found.classifier)
-    prepared = Prepared(body, size, found.mean, found.std).to(device, dtype)
+        _load_weights(body, Path(weights), backbone.classifier)
+    prepared = Prepared(body, size, backbone.mean, backbone.std).to(device, dtype)
     prepared.requires_grad_(False).eval()
     with torch.no_grad():
         width = int(prepared(torch.zeros(1, 3, size, size, device=device, dtype=dtype)).shape[-1])
@@ -193,17 +195,19 @@ def _load_weights(body: nn.Module, path: Path, classifier: tuple[str, ...]) -> N
     except Exception as error:  # torch.load fails in many ways
         text = f"{path} is not a state dict of torch.save(net.state_dict(), path): {error}"
         raise ConfigError(("model.weights", text)) from error
-    own = getattr(body, "net", body)
+    network = getattr(body, "net", body)
     try:
-        absent, other = own.load_state_dict(state, strict=False)
+        missing, unexpected = network.load_state_dict(state, strict=False)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(("model.weights", f"{path} does not fit: {error}")) from error
-    other = [name for name in other if not name.startswith(tuple(f"{c}." for c in classifier))]
-    if other:
-        text = f"{path} has tensors that the backbone lacks, such as {other[0]}"
+    unexpected = [
+        name for name in unexpected if not name.startswith(tuple(f"{c}." for c in classifier))
+    ]
+    if unexpected:
+        text = f"{path} has tensors that the backbone lacks, such as {unexpected[0]}"
         raise ConfigError(("model.weights", f"{text}: it belongs to another network"))
-    if absent:
-        text = f"{path} lacks {len(absent)} tensors of the backbone, such as {absent[0]}"
+    if missing:
+        text = f"{path} lacks {len(missing)} tensors of the backbone, such as {missing[0]}"
         raise ConfigError(("model.weights", text))
 
 

@@ -25,20 +25,22 @@ _copies = _Copies()
 
 def functional_call(
     module: nn.Module,
-    named: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
     tie_weights: bool = True,
 ) -> Any:
-    """`module` with the tensors of `named` in place of its own; each thread runs its own copy."""
+    """`module` with `tensors` instead of its own, by name; each thread runs its own copy."""
     if torch.compiler.is_compiling():  # the graph holds no module, and cannot copy one
         return torch.func.functional_call(
-            module, dict(named), args, kwargs, tie_weights=tie_weights
+            module, dict(tensors), args, kwargs, tie_weights=tie_weights
         )
-    own = _copies.of.get(module)
-    if own is None:
+    module_copy = _copies.of.get(module)
+    if module_copy is None:
         # Tensors stay: a copy of one would be recorded by whatever transform or mode is active.
         memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        own = _copies.of[module] = copy.deepcopy(module, memo)
-    return torch.func.functional_call(own, dict(named), args, kwargs, tie_weights=tie_weights)
+        module_copy = _copies.of[module] = copy.deepcopy(module, memo)
+    return torch.func.functional_call(
+        module_copy, dict(tensors), args, kwargs, tie_weights=tie_weights
+    )

@@ -138,8 +138,8 @@ class Arrays(TaskComponent):
         super().__init__(**fields)
         if columns:
             # copies, as the caller may change the arrays
-            own = {name: column.copy() for name, column in columns.items()}
-            self._columns = hold(own, str(self.data_sha256))
+            copies = {name: column.copy() for name, column in columns.items()}
+            self._columns = hold(copies, str(self.data_sha256))
 
     @model_validator(mode="after")
     def _find(self) -> Arrays:
@@ -169,29 +169,33 @@ class Arrays(TaskComponent):
         columns = self._read()
         self._check_columns(columns)
         x = inputs_of(columns, self._inputs(columns), "inputs")
-        names, place = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
-        splits = self._split(columns, names, place)
-        chosen = splits[split]
-        self._check(names, np.bincount(place), chosen, split)
-        order = np.concatenate([np.flatnonzero(place == n) for n in chosen])
-        counts = [int((place == n).sum()) for n in chosen]
+        names, labels = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
+        splits = self._split(columns, names, labels)
+        classes = splits[split]
+        self._check(names, np.bincount(labels), classes, split)
+        order = np.concatenate([np.flatnonzero(labels == n) for n in classes])
+        counts = [int((labels == n).sum()) for n in classes]
         y = self._values(columns) if self.group else None
-        spec = self._spec(x, y, len(chosen), split=split, dtype=dtype, device=device)
+        spec = self._spec(x, y, len(classes), split=split, dtype=dtype, device=device)
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
-        of_x, of_y = self._moments_of(x, y, np.flatnonzero(np.isin(place, splits["train"])))
-        rows = rows if of_x is None else standardise(rows.double(), of_x)
-        if values is not None and of_y is not None:
-            values = standardise(values.double(), of_y)
+        x_moments, y_moments = self._moments_of(
+            x, y, np.flatnonzero(np.isin(labels, splits["train"]))
+        )
+        rows = rows if x_moments is None else standardise(rows.double(), x_moments)
+        if values is not None and y_moments is not None:
+            values = standardise(values.double(), y_moments)
         check_scale(split, rows, values, dtype)
-        facts: dict[str, Any] = {} if of_y is None else {"target_deviations": list(of_y[1])}
+        facts: dict[str, Any] = (
+            {} if y_moments is None else {"target_deviations": list(y_moments[1])}
+        )
         if rows.dim() > 2 and any(columns[n].dtype == np.uint8 for n in self._inputs(columns)):
             facts["pixels"] = "bytes divided by 255"
         if split == "train":
-            facts |= self._checked_rows(x, y, place, splits)
+            facts |= self._checked_rows(x, y, labels, splits)
         digest = hash_of(columns) if self.path or not self.data_sha256 else self.data_sha256
         return RowSource(rows, values, counts, spec, digest, facts)
 
-    def _spec(self, x: Array, y: Array | None, chosen: int, **where: Any) -> EpisodeSpec:
+    def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
         return EpisodeSpec(
             kind="regression" if self.group else "classification",
             ways=1 if self.group else self.ways,
@@ -199,27 +203,27 @@ class Arrays(TaskComponent):
             queries=self.queries,
             x_shape=x.shape[1:],
             outputs=self.ways if y is None else y.shape[1],
-            num_classes=0 if self.group else chosen,
+            num_classes=0 if self.group else num_classes,
             **where,
         )
 
     def _checked_rows(
-        self, x: Array, y: Array | None, place: Array, splits: dict[str, list[int]]
+        self, x: Array, y: Array | None, labels: Array, splits: dict[str, list[int]]
     ) -> dict[str, int]:
         """Facts of repeated rows; ConfigError where there is nothing to predict."""
-        train, test = (np.isin(place, splits[name]) for name in ("train", "test"))
+        train, test = (np.isin(labels, splits[name]) for name in ("train", "test"))
         if y is not None:
             check_varies(y, train, self._target)
-        return repeats(x, y, place, train, test)
+        return repeats(x, y, labels, train, test)
 
     def _moments_of(
         self, x: Array, y: Array | None, training: Array
     ) -> tuple[Moments | None, Moments | None]:
         """Those of inputs and targets, where they are standardised."""
-        found = moments_of(self.moments, x, training, "moments") if self.standardise else None
+        x_moments = moments_of(self.moments, x, training, "moments") if self.standardise else None
         if y is None or not self.standardise_targets:
-            return found, None
-        return found, moments_of(self.target_moments, y, training, "target_moments")
+            return x_moments, None
+        return x_moments, moments_of(self.target_moments, y, training, "target_moments")
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
@@ -239,8 +243,8 @@ class Arrays(TaskComponent):
         if not self.group and self.ways < 2:
             text = "must be >= 2 (got 1); regression needs `group`"
             raise ConfigError(("ways", text))
-        named = (self.group, self._target, *(self.inputs or ()))
-        absent = [name for name in dict.fromkeys(named) if name and name not in columns]
+        names = (self.group, self._target, *(self.inputs or ()))
+        absent = [name for name in dict.fromkeys(names) if name and name not in columns]
         if absent:
             raise ConfigError(*(("path", lacks(name, columns)) for name in absent))
 
@@ -251,14 +255,14 @@ class Arrays(TaskComponent):
 
     def _inputs(self, columns: dict[str, Array]) -> list[str]:
         """Names of the columns of inputs."""
-        others = {self._target, self.group, self._split_column(columns)}
-        found = ["x"] if "x" in columns else [name for name in columns if name not in others]
+        reserved = {self._target, self.group, self._split_column(columns)}
+        candidates = ["x"] if "x" in columns else [name for name in columns if name not in reserved]
         if self.inputs is None:
-            found = found_inputs(found, "inputs")
+            candidates = found_inputs(candidates, "inputs")
         if self._target in (self.inputs or ()):
             text = f"{self._target!r} is the target and cannot be an input: remove it"
             raise ConfigError(("inputs", text))
-        names = [self._column(name, columns) for name in self.inputs or found]
+        names = [self._column(name, columns) for name in self.inputs or candidates]
         if not names:
             raise ConfigError(("inputs", "there are no columns of inputs"))
         return names
@@ -268,40 +272,40 @@ class Arrays(TaskComponent):
 
         That are the names of its inputs, which may have another order there, and the moments that
         standardise inputs and targets."""
-        found: dict[str, Any] = {}
+        update: dict[str, Any] = {}
         try:
             if self.inputs is None:
                 names = tuple(self._inputs(self._read()))
-                found |= {} if names == ("x",) else {"inputs": names}
+                update |= {} if names == ("x",) else {"inputs": names}
             if self.changes_rows:
-                found |= self._training_moments()
+                update |= self._training_moments()
         except ConfigError:  # `build` raises it where rows are needed
             pass
-        return self.model_copy(update=found) if found else self
+        return self.model_copy(update=update) if update else self
 
     def after_training_on(self, trained: TaskComponent) -> Arrays:
         """Rows of the test are read by the names and standardised by the moments of training."""
         if not isinstance(trained, Arrays):
             return self
         names = ("inputs", "moments", "target_moments")
-        known = {name: getattr(trained, name) for name in names if getattr(self, name) is None}
-        found = {name: value for name, value in known.items() if value is not None}
-        return self.model_copy(update=found) if found else self
+        values = {name: getattr(trained, name) for name in names if getattr(self, name) is None}
+        update = {name: value for name, value in values.items() if value is not None}
+        return self.model_copy(update=update) if update else self
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
         """Also a path that the test would not read."""
-        found, before = super().contradictions(trained), trained
+        problems, before = super().contradictions(trained), trained
         if isinstance(before, Arrays) and self.path != before.path and self.test_path is not None:
             text = f"is another file, and test rows are read from test_path, {self.test_path}"
-            found += [("path", f"{text}: change that")] * (self.test_path == before.test_path)
-        return found
+            problems += [("path", f"{text}: change that")] * (self.test_path == before.test_path)
+        return problems
 
     @property
     def fixed_values(self) -> dict[str, Any]:
         """Classes of another column are new tasks, values of another column are not."""
         unused = set() if self.group else {"target"}
-        found = super().fixed_values.items()
-        return {name: value for name, value in found if name not in unused and value is not None}
+        fields = super().fixed_values.items()
+        return {name: value for name, value in fields if name not in unused and value is not None}
 
     @property
     def input_names(self) -> tuple[str, ...] | None:
@@ -309,8 +313,8 @@ class Arrays(TaskComponent):
 
     @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        found = self.moments if self.standardise else None
-        return None if found is None else partial(standardise, found=found)
+        moments = self.moments if self.standardise else None
+        return None if moments is None else partial(standardise, found=moments)
 
     @property
     def target_moments_used(self) -> Moments | None:
@@ -324,12 +328,14 @@ class Arrays(TaskComponent):
         """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
         self._check_columns(columns)
-        names, place = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
-        rows = np.isin(place, self._split(columns, names, place)["train"])
+        names, labels = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
+        rows = np.isin(labels, self._split(columns, names, labels)["train"])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None
-        found = zip(("moments", "target_moments"), self._moments_of(x, y, np.flatnonzero(rows)))
-        return {name: value for name, value in found if value is not None}
+        named_moments = zip(
+            ("moments", "target_moments"), self._moments_of(x, y, np.flatnonzero(rows))
+        )
+        return {name: value for name, value in named_moments if value is not None}
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
@@ -338,7 +344,9 @@ class Arrays(TaskComponent):
             raise ConfigError((self._target or "y", f"has shape {list(values.shape)}: {text}"))
         return values.reshape(len(values), -1)
 
-    def _split(self, columns: dict[str, Array], names: Array, place: Array) -> dict[str, list[int]]:
+    def _split(
+        self, columns: dict[str, Array], names: Array, labels: Array
+    ) -> dict[str, list[int]]:
         """Places of the classes or groups of each split."""
         name = self._split_column(columns)
         if name is None:
@@ -347,16 +355,18 @@ class Arrays(TaskComponent):
             ends = [round(len(names) * share) for share in np.cumsum([0, *self.fractions])]
             parts = (order[a:b] for a, b in pairwise(ends))
             return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
-        given = columns[self._column(name, columns)].astype(str)
-        column = np.array([SPLIT_NAMES.get(one.strip().lower(), one) for one in given])
+        values = columns[self._column(name, columns)].astype(str)
+        column = np.array([SPLIT_NAMES.get(value.strip().lower(), value) for value in values])
         unknown = sorted(set(column) - set(SPLITS))
-        mixed = [str(n) for k, n in enumerate(names) if len(set(column[place == k])) > 1]
+        mixed = [str(n) for k, n in enumerate(names) if len(set(column[labels == k])) > 1]
         if unknown or mixed:
             text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
             raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
-        of = [column[place == k][0] for k in range(len(names))]
-        chosen = {split: [k for k, name in enumerate(of) if name == split] for split in SPLITS}
-        return chosen if chosen["valid"] else hold_out(chosen, self.split_seed)
+        class_splits = [column[labels == k][0] for k in range(len(names))]
+        by_split = {
+            split: [k for k, name in enumerate(class_splits) if name == split] for split in SPLITS
+        }
+        return by_split if by_split["valid"] else hold_out(by_split, self.split_seed)
 
     @property
     def _target(self) -> str:
@@ -372,18 +382,18 @@ class Arrays(TaskComponent):
         write_npz(Path(path), columns)
         return Path(path)
 
-    def _check(self, names: Array, counts: Array, chosen: list[int], split: str) -> None:
+    def _check(self, names: Array, counts: Array, classes: list[int], split: str) -> None:
         problems = []
         kind, least = ("groups", 1) if self.group else ("classes", max(2, self.ways))
-        if len(chosen) < least:
-            text = f"the {split} split has {len(chosen)} {kind}, but a task needs {least}"
+        if len(classes) < least:
+            text = f"the {split} split has {len(classes)} {kind}, but a task needs {least}"
             problems.append(("ways" if not self.group else "group", text))
         need = self.shots + self.queries
-        small = [f"{names[k]} ({counts[k]})" for k in chosen if counts[k] < need]
+        small = [f"{names[k]} ({counts[k]})" for k in classes if counts[k] < need]
         if small:
             text = f"shots + queries = {need} rows, but {kind} of {split} have fewer: "
             text += ", ".join(small[:5])
-            if not self.group and len(small) == len(chosen):
+            if not self.group and len(small) == len(classes):
                 text += "; regression needs `group`, the column of tasks"
             problems.append(("shots", text))
         if problems:

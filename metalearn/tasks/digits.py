@@ -49,8 +49,8 @@ def _split(split: str) -> tuple[torch.Tensor, list[int], str]:
     """(uint8 images [B, 1, 8, 8] ordered by class, images of each class, hash of the data set)."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels, labels = np.asarray(found.images), np.asarray(found.target)
+    data = load_digits()
+    pixels, labels = np.asarray(data.images), np.asarray(data.target)
     parts, counts = [], []
     for digit in range(10):
         rows = np.flatnonzero(labels == digit)

@@ -39,16 +39,16 @@ class Given(TaskComponent):
     _held: Held | None = PrivateAttr(default=None)
 
     def __init__(self, sources: Any = None, **fields: Any) -> None:
-        given: Held | None = None
+        entry: Held | None = None
         if sources is not None:
             by_split = {split: _source(sources, split) for split in SPLITS}
             sha256 = hash_of([_first_tasks(source) for source in by_split.values()])
-            given = hold(by_split, sha256)
-            named = sources if callable(sources) else by_split["train"]
-            fields |= {"object": name_of(named), "sha256": sha256}
+            entry = hold(by_split, sha256)
+            named_object = sources if callable(sources) else by_split["train"]
+            fields |= {"object": name_of(named_object), "sha256": sha256}
         super().__init__(**fields)
-        if given is not None:
-            self._held = given
+        if entry is not None:
+            self._held = entry
 
     @model_validator(mode="after")
     def _find(self) -> Given:
@@ -70,8 +70,9 @@ class Given(TaskComponent):
             raise ConfigError(("source", f"{text}, as metalearn.tasks.Given(sources)"))
         source: TaskSource = self._held.value[split]
         if source.spec.dtype != dtype:
-            found, wanted = (str(one).removeprefix("torch.") for one in (source.spec.dtype, dtype))
-            text = f"has dtype {found}, but the run needs {wanted}: run={{'dtype': '{found}'}}"
+            dtypes = (source.spec.dtype, dtype)
+            actual, required = (str(value).removeprefix("torch.") for value in dtypes)
+            text = f"has dtype {actual}, but the run needs {required}: run={{'dtype': '{actual}'}}"
             raise ConfigError(("source", text))
         return source
 
@@ -80,13 +81,13 @@ def _source(sources: Any, split: str) -> TaskSource:
     if isinstance(sources, Mapping):
         if split not in sources:
             raise ConfigError(("sources", f"has no {split!r}: pass {', '.join(SPLITS)}"))
-        found = sources[split]
+        source = sources[split]
     else:
-        found = sources if hasattr(sources, "sample") else sources(split)
-    if not hasattr(found, "sample") or not hasattr(found, "spec"):
-        text = f"{type(found).__name__} of the split {split} is not a task source: it needs spec,"
+        source = sources if hasattr(sources, "sample") else sources(split)
+    if not hasattr(source, "sample") or not hasattr(source, "spec"):
+        text = f"{type(source).__name__} of the split {split} is not a task source: it needs spec,"
         raise ConfigError(("sources", f"{text} sample and examples"))
-    return found  # type: ignore[no-any-return]
+    return source  # type: ignore[no-any-return]
 
 
 def _first_tasks(source: TaskSource) -> list[Any]:
@@ -111,22 +112,22 @@ def _problems(batch: Batch, source: TaskSource) -> list[str]:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         kinds = f"{type(x).__name__} and {type(y).__name__}"
         return [f" has x and y as {kinds}: use tensors, such as torch.as_tensor"]
-    found = []
+    problems = []
     if tuple(x.shape[2:]) != tuple(spec.x_shape) or len(x) != 2:
         shape = ", ".join(["T", "B", *map(str, spec.x_shape)])
-        found.append(f".x has shape {list(x.shape)} for T = 2 tasks: the spec says [{shape}]")
+        problems.append(f".x has shape {list(x.shape)} for T = 2 tasks: the spec says [{shape}]")
     elif x.shape[:2] != y.shape[:2]:
-        found.append(f".y has shape {list(y.shape)}, and x has {list(x.shape)}")
+        problems.append(f".y has shape {list(y.shape)}, and x has {list(x.shape)}")
     if x.is_floating_point() and x.dtype != spec.dtype:
-        found.append(f".x is {x.dtype}, and spec.dtype is {spec.dtype}")
+        problems.append(f".x is {x.dtype}, and spec.dtype is {spec.dtype}")
     weight = batch.weight
     if weight is not None and weight.shape != x.shape[:2]:
-        found.append(f".weight has shape {list(weight.shape)}, and x has {list(x.shape)}")
+        problems.append(f".weight has shape {list(weight.shape)}, and x has {list(x.shape)}")
     elif not zero_padding(Batch(x, x, weight)).x.isfinite().all():  # padding may hold anything
-        found.append(".x is not finite")
+        problems.append(".x is not finite")
     if x.requires_grad or y.requires_grad:
-        found.append(" requires a gradient: use x.detach()")
-    return found
+        problems.append(" requires a gradient: use x.detach()")
+    return problems
 
 
 def as_tasks(task: Any) -> Any:

@@ -52,8 +52,10 @@ class Glyphs(images.ImageTask):
         try:
             rendered = load(seed)
         except DataError as error:
-            enough = images.episode_problems(1, self.shots, self.queries, 1, render.DRAWINGS, split)
-            raise DataError(*enough, *error.problems) from error
+            size_problems = images.episode_problems(
+                1, self.shots, self.queries, 1, render.DRAWINGS, split
+            )
+            raise DataError(*size_problems, *error.problems) from error
         rows = [
             row for row, script in enumerate(rendered.scripts) if script in render.SPLITS[split]
         ]
@@ -82,8 +84,8 @@ def file_name(seed: int = 0) -> str:
     except metadata.PackageNotFoundError as error:
         text = f"the letters use the fonts of matplotlib, but {error.name} is not installed"
         raise DataError(("glyphs", f"{text}: pip install {error.name}")) from error
-    named = "|".join([str(FORMAT), *versions, str(seed)])
-    return f"glyphs-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
+    content = "|".join([str(FORMAT), *versions, str(seed)])
+    return f"glyphs-{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
 
 
 def load(seed: int = 0) -> render.Rendered:

@@ -101,9 +101,9 @@ class ImageFolder(images.ImageTask):
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
         """Another folder may have ink of another colour."""
-        found = super().contradictions(trained)
-        other = isinstance(trained, ImageFolder) and trained.path != self.path
-        return [(name, text) for name, text in found if not (other and name == "invert")]
+        problems = super().contradictions(trained)
+        other_folder = isinstance(trained, ImageFolder) and trained.path != self.path
+        return [(name, text) for name, text in problems if not (other_folder and name == "invert")]
 
     @property
     def pixels(self) -> int:
@@ -121,13 +121,13 @@ class ImageFolder(images.ImageTask):
         if problems := images.split_problem(split):
             raise ConfigError(*problems)
         listing = self._listing()
-        used = self.resolve(seed).split_seed or 0
-        chosen = self._select(listing, split, used)
-        self._check(chosen, split, len(listing.names))
+        split_seed = self.resolve(seed).split_seed or 0
+        selection = self._select(listing, split, split_seed)
+        self._check(selection, split, len(listing.names))
         pool, _, digest = decoded(listing, self.pixels, self.channels, self.invert)
-        every = (file for files in listing.files for file in files)
-        row_of = {file: row for row, file in enumerate(every)}
-        rows = [row_of[file] for files in chosen.files for file in files]
+        all_files = (file for files in listing.files for file in files)
+        row_of = {file: row for row, file in enumerate(all_files)}
+        rows = [row_of[file] for files in selection.files for file in files]
         source = images.image_source(
             torch.from_numpy(pool[rows]),
             self,
@@ -135,9 +135,9 @@ class ImageFolder(images.ImageTask):
             device=device,
             dtype=dtype,
             data_sha256=digest,
-            counts=[len(files) for files in chosen.files],
+            counts=[len(files) for files in selection.files],
         )
-        source.facts["split_seed"] = used
+        source.facts["split_seed"] = split_seed
         if self.same_classes:
             source.facts["same_classes"] = "test tasks have the training classes, in new images"
         return source
@@ -153,15 +153,17 @@ class ImageFolder(images.ImageTask):
     def _select(self, listing: Listing, split: str, seed: int) -> Selection:
         """Classes and files of a split, without the classes of fewer than `min_images`."""
         if self.same_classes:
-            every = {name: list(listing.names) for name in images.SPLITS}
-            of = split_images(listing, self.fractions, seed)
-            chosen = select(listing, every, split, of)
+            all_names = {name: list(listing.names) for name in images.SPLITS}
+            file_splits = split_images(listing, self.fractions, seed)
+            selection = select(listing, all_names, split, file_splits)
         else:
-            chosen = select(listing, self._parts(listing, seed), split, None)
-        large = [len(files) >= self.min_images for files in chosen.files]
-        pairs = zip(chosen.names, chosen.files, large, strict=True)
-        kept = [(name, files) for name, files, enough in pairs if enough]
-        return Selection(tuple(name for name, _ in kept), tuple(files for _, files in kept))
+            selection = select(listing, self._parts(listing, seed), split, None)
+        large = [len(files) >= self.min_images for files in selection.files]
+        pairs = zip(selection.names, selection.files, large, strict=True)
+        large_classes = [(name, files) for name, files, is_large in pairs if is_large]
+        return Selection(
+            tuple(name for name, _ in large_classes), tuple(files for _, files in large_classes)
+        )
 
     def _parts(self, listing: Listing, seed: int) -> dict[str, list[str]]:
         file = Path(self.split_file).expanduser() if self.split_file else None
@@ -171,8 +173,10 @@ class ImageFolder(images.ImageTask):
         """The classes of every split, each sorted."""
         return self._parts(Listing(names, ((),) * len(names)), seed)
 
-    def _check(self, chosen: Selection, split: str, classes: int) -> None:
-        sizes = {name: len(files) for name, files in zip(chosen.names, chosen.files, strict=True)}
+    def _check(self, selection: Selection, split: str, classes: int) -> None:
+        sizes = {
+            name: len(files) for name, files in zip(selection.names, selection.files, strict=True)
+        }
         smallest = min(sizes, key=lambda name: sizes[name], default="")
         fewest = sizes.get(smallest, self.shots + self.queries)
         problems = images.episode_problems(

@@ -54,8 +54,8 @@ class SplitTask(TaskComponent):
         """The spec of tasks of the component's ways, shots and queries.
 
         classes: those of the split; 0: regression on one number. `more`: other fields."""
-        own, kind = dict(self), "classification" if classes else "regression"
-        ways, shots, queries = own["ways"], own["shots"], own["queries"]
+        fields, kind = dict(self), "classification" if classes else "regression"
+        ways, shots, queries = fields["ways"], fields["shots"], fields["queries"]
         sizes: Any = (kind, ways, shots, queries, x_shape, ways, classes)
         return EpisodeSpec(*sizes, **more)
 
@@ -95,8 +95,8 @@ def split_problem(split: str) -> list[tuple[str, str]]:
 def check_shares(value: tuple[float, ...]) -> tuple[float, ...]:
     """Shares of train, valid and test; ValueError where they are negative or their sum is not 1."""
     if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
-        shown = ", ".join(f"{share:g}" for share in value)
-        text = f"must be three numbers >= 0 with sum 1 (got {shown} with sum {sum(value):.9g})"
+        formatted = ", ".join(f"{share:g}" for share in value)
+        text = f"must be three numbers >= 0 with sum 1 (got {formatted} with sum {sum(value):.9g})"
         raise ValueError(text)
     return value
 
@@ -116,12 +116,12 @@ def episode_problems(
     with the fewest, `smallest` its name."""
     problems = []
     if ways > classes:
-        why = f"{ways} ways, but the {split} split has {classes} classes: at most {classes}"
-        problems.append(("ways", why))
+        reason = f"{ways} ways, but the {split} split has {classes} classes: at most {classes}"
+        problems.append(("ways", reason))
     if shots + queries > examples:
-        where = f"class {smallest!r} of the {split}" if smallest else f"a class of the {split}"
+        location = f"class {smallest!r} of the {split}" if smallest else f"a class of the {split}"
         text = f"{shots} shots + {queries} queries = {shots + queries} different images per class"
-        text += f", but {where} split has {examples}"
+        text += f", but {location} split has {examples}"
         problems.append(("shots", f"{text}; shots + queries may be at most {examples}"))
     return problems
 
@@ -158,9 +158,9 @@ class ImageSource:
         rows = images.reshape(images.shape[0], -1).contiguous().to(spec.device)
         numbers = torch.tensor(sizes, dtype=torch.int64, device=spec.device)
         same = sizes[0] if len(set(sizes)) == 1 else None
-        turned = int(pool.shape[0]) if rotate_per_task else 0
-        self._pool = native.Pool(rows, numbers, numbers.cumsum(0) - numbers, same, turned)
-        sizes_of_draw = spec.ways, spec.shots, spec.queries, len(sizes), same or 0, turned
+        rotation_rows = int(pool.shape[0]) if rotate_per_task else 0
+        self._pool = native.Pool(rows, numbers, numbers.cumsum(0) - numbers, same, rotation_rows)
+        sizes_of_draw = spec.ways, spec.shots, spec.queries, len(sizes), same or 0, rotation_rows
         self._sizes = draw_in_torch.Sizes(*sizes_of_draw)
         draw_in_torch.words_of(self._sizes, str(self._pool.rows.device))  # outside of traces
         self._scale = torch.tensor(1.0 / 255.0, dtype=spec.dtype, device=spec.device)
@@ -180,8 +180,8 @@ class ImageSource:
             return episodes
 
         def changed(part: Batch, name: int) -> Batch:
-            places = torch.arange(part.x.shape[1], device=part.x.device)
-            keys = rng.fold_in(episodes.info["key"].unsqueeze(-1), name, places)  # [T, B]
+            positions = torch.arange(part.x.shape[1], device=part.x.device)
+            keys = rng.fold_in(episodes.info["key"].unsqueeze(-1), name, positions)  # [T, B]
             return part._replace(x=self._augment(part.x, keys))
 
         return episodes._replace(
@@ -195,16 +195,16 @@ class ImageSource:
     def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
         """The same by torch's operators: on CUDA, in a trace, without a compiler."""
         pool, spec = self._pool, self.spec
-        found = draw.episode_rows(
+        rows = draw.episode_rows(
             key.to(pool.rows.device), pool.counts, pool.starts, start, num_tasks, self._sizes
         )
         return Episode(
-            self._part(found.support, found.support_y),
-            self._part(found.query, found.query_y),
+            self._part(rows.support, rows.support_y),
+            self._part(rows.query, rows.query_y),
             {
-                "key": found.keys,
+                "key": rows.keys,
                 "step": torch.zeros(num_tasks, dtype=spec.dtype, device=pool.rows.device),
-                "class_ids": found.class_ids,
+                "class_ids": rows.class_ids,
             },
         )
 

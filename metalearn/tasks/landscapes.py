@@ -36,8 +36,8 @@ def powell(z: Tensor) -> Tensor:
 
 def trigonometric(z: Tensor) -> Tensor:
     """Number 26: r_i = d - sum_j cos z_j + i (1 - cos z_i) - sin z_i; minimum 0, and others."""
-    place = torch.arange(1, z.shape[0] + 1, dtype=z.dtype, device=z.device)
-    return z.shape[0] - z.cos().sum() + place * (1 - z.cos()) - z.sin()
+    index = torch.arange(1, z.shape[0] + 1, dtype=z.dtype, device=z.device)
+    return z.shape[0] - z.cos().sum() + index * (1 - z.cos()) - z.sin()
 
 
 def broyden(z: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class LandscapeSource(GeneratedSource):
         spec, size = self.spec, self._options.dims
         keys, reach = self.keys(key, num_tasks, start), math.log(self._options.scales)
         logs = rng.uniform(rng.fold_in(keys, "scales"), (size,), -reach, reach, dtype=spec.dtype)
-        turn = torch.eye(size, dtype=spec.dtype, device=spec.device)
+        rotation = torch.eye(size, dtype=spec.dtype, device=spec.device)
         if self._options.rotated:
-            drawn = rng.normal(rng.fold_in(keys, "rotation"), (size, size), torch.float64)
-            turn = torch.linalg.qr(drawn).Q.to(spec.dtype)
-        x = (turn * logs.exp().unsqueeze(-2)).expand(num_tasks, size, size)
+            gaussian = rng.normal(rng.fold_in(keys, "rotation"), (size, size), torch.float64)
+            rotation = torch.linalg.qr(gaussian).Q.to(spec.dtype)
+        x = (rotation * logs.exp().unsqueeze(-2)).expand(num_tasks, size, size)
         zeros = torch.zeros((num_tasks, size, 1), dtype=spec.dtype, device=spec.device)
         return Episode(Batch(x, zeros), Batch(x, zeros), {"key": keys, "step": zeros[:, 0, 0]})
 

@@ -50,11 +50,14 @@ class Mixture(TaskComponent):
     _given: dict[str, TaskComponent] = PrivateAttr(default_factory=dict)
 
     def __init__(self, sources: Sequence[Any] = (), **fields: Any) -> None:
-        given = [one for one in sources if isinstance(one, TaskComponent)]
-        plain = [one.model_dump() if isinstance(one, TaskComponent) else one for one in sources]
-        super().__init__(**{"sources": plain, **fields})
-        if len(given) == len(sources):
-            self._given = dict(zip(self.labels, given, strict=True))
+        components = [source for source in sources if isinstance(source, TaskComponent)]
+        sections = [
+            source.model_dump() if isinstance(source, TaskComponent) else source
+            for source in sources
+        ]
+        super().__init__(**{"sources": sections, **fields})
+        if len(components) == len(sources):
+            self._given = dict(zip(self.labels, components, strict=True))
 
     @field_validator("sources")
     @classmethod
@@ -82,12 +85,12 @@ class Mixture(TaskComponent):
     @property
     def labels(self) -> list[str]:
         """A name for each source: its `label`, else its source, numbered where two are alike."""
-        found: list[str] = []
+        labels: list[str] = []
         for section in self.sources:
             name = str(section.get("label") or section.get("source"))
-            same = sum(one == name or one.startswith(f"{name}-") for one in found)
-            found.append(f"{name}-{same + 1}" if same else name)
-        return found
+            same = sum(label == name or label.startswith(f"{name}-") for label in labels)
+            labels.append(f"{name}-{same + 1}" if same else name)
+        return labels
 
     @property
     def trains_on_validation(self) -> bool:
@@ -97,10 +100,10 @@ class Mixture(TaskComponent):
         """The task with explicit split seeds, for a resolved config."""
         sections = []
         for section in self.sources:
-            made: Any = _component(section)
-            made = made.resolve(seed) if hasattr(made, "resolve") else made
+            component: Any = _component(section)
+            component = component.resolve(seed) if hasattr(component, "resolve") else component
             label = {"label": section["label"]} if section.get("label") else {}
-            sections.append({**made.model_dump(mode="json"), **label})
+            sections.append({**component.model_dump(mode="json"), **label})
         return self.model_copy(update={"sources": tuple(sections)})
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
@@ -125,15 +128,17 @@ class Mixture(TaskComponent):
         """The source of one split; ConfigError with what is wrong with any of its sources."""
         if problems := split_problem(split):
             raise ConfigError(*problems)
-        held = self.hold_out
-        used = [n for n in self.labels if held is None or (n == held) == (split == "test")]
+        hold_out = self.hold_out
+        used_labels = [
+            n for n in self.labels if hold_out is None or (n == hold_out) == (split == "test")
+        ]
         sources: dict[str, TaskSource] = {}
         for number, (label, section) in enumerate(zip(self.labels, self.sources, strict=True)):
-            if label not in used:
+            if label not in used_labels:
                 continue
             try:
-                made = self._of(label, section)
-                sources[label] = made.build(split=split, seed=seed, device=device, dtype=dtype)
+                component = self._of(label, section)
+                sources[label] = component.build(split=split, seed=seed, device=device, dtype=dtype)
             except ConfigError as error:
                 problems.extend(error.under(f"sources.{number}").problems)
         if problems:
@@ -141,13 +146,13 @@ class Mixture(TaskComponent):
         return MixtureSource(sources)
 
     def _of(self, label: str, section: dict[str, Any]) -> TaskComponent:
-        own = {n: getattr(self, n) for n in ("ways", "shots", "queries")}
-        own = {name: value for name, value in own.items() if value is not None}
+        sizes = {n: getattr(self, n) for n in ("ways", "shots", "queries")}
+        sizes = {name: value for name, value in sizes.items() if value is not None}
         if label in self._given:
             fields = type(self._given[label]).model_fields
-            update = {name: value for name, value in own.items() if name in fields}
+            update = {name: value for name, value in sizes.items() if name in fields}
             return self._given[label].model_copy(update=update)
-        return _component({**section, **own})
+        return _component({**section, **sizes})
 
 
 class MixtureSource:
@@ -157,9 +162,9 @@ class MixtureSource:
         self.names, self._sources = list(sources), list(sources.values())
         specs = [source.spec for source in self._sources]
         for name in SAME:
-            found = {label: getattr(one, name) for label, one in zip(self.names, specs)}
-            if len({str(value) for value in found.values()}) > 1:
-                listed = ", ".join(f"{label} {value}" for label, value in found.items())
+            by_label = {label: getattr(item, name) for label, item in zip(self.names, specs)}
+            if len({str(value) for value in by_label.values()}) > 1:
+                listed = ", ".join(f"{label} {value}" for label, value in by_label.items())
                 text = f"all sources must have tasks of one shape, but {name} differs: {listed}"
                 raise ConfigError(("sources", text))
         total = sum(spec.num_classes for spec in specs)
@@ -167,7 +172,7 @@ class MixtureSource:
         self.spec: EpisodeSpec = dataclasses.replace(specs[0], num_classes=total, padded=padded)
         ends = torch.tensor([spec.num_classes for spec in specs]).cumsum(0)
         self._first = [0, *ends[:-1].tolist()]  # of the classes of each source among all
-        hashes = [str(getattr(one, "data_sha256", "")) for one in self._sources]
+        hashes = [str(getattr(item, "data_sha256", "")) for item in self._sources]
         self.data_sha256 = sha256_of_text(" ".join(hashes)) if any(hashes) else ""
         self.facts: dict[str, Any] = {"sources": ", ".join(self.names)}
 
@@ -175,53 +180,57 @@ class MixtureSource:
         """Leaves as the sources'; info: key, step, `source` [T], class_ids where all have them."""
         numbers = torch.arange(start, start + num_tasks, device=key.device)
         keys = rng.fold_in(rng.fold_in(key, "mixture"), numbers)
-        of = rng.integers(keys, (1,), len(self._sources)).squeeze(-1)
-        drawn = [source.sample(key, num_tasks, start) for source in self._sources]
-        support = _chosen([one.support for one in drawn], of)
-        query = _chosen([one.query for one in drawn], of)
-        infos = [dict(one.info) for one in drawn]
+        source_index = rng.integers(keys, (1,), len(self._sources)).squeeze(-1)
+        episodes = [source.sample(key, num_tasks, start) for source in self._sources]
+        support = _pick_batches([episode.support for episode in episodes], source_index)
+        query = _pick_batches([episode.query for episode in episodes], source_index)
+        infos = [dict(episode.info) for episode in episodes]
         for info, first in zip(infos, self._first, strict=True):
             if "class_ids" in info:
                 info["class_ids"] = info["class_ids"] + first
         common = [name for name in infos[0] if all(name in info for info in infos)]
-        found = {name: _pick([info[name] for info in infos], of) for name in common}
-        return Episode(support, query, {**found, "source": of.to(support.x.device)})
+        merged_info = {name: _pick([info[name] for info in infos], source_index) for name in common}
+        return Episode(support, query, {**merged_info, "source": source_index.to(support.x.device)})
 
     def on_cpu(self) -> MixtureSource:
         """The same tasks, drawn on the CPU where all sources can be."""
-        if not all(hasattr(one, "on_cpu") for one in self._sources):
+        if not all(hasattr(source, "on_cpu") for source in self._sources):
             return self
-        made = [one.on_cpu() for one in self._sources]  # type: ignore[attr-defined]
-        return MixtureSource(dict(zip(self.names, made, strict=True)))
+        sources = [source.on_cpu() for source in self._sources]  # type: ignore[attr-defined]
+        return MixtureSource(dict(zip(self.names, sources, strict=True)))
 
     def examples(self, key: Key, size: int) -> Batch:
         """Examples of all sources, each as likely, labelled over the classes of all."""
-        of = rng.integers(rng.fold_in(key, "mixture"), (size,), len(self._sources))
-        drawn = [source.examples(key, size) for source in self._sources]
+        source_index = rng.integers(rng.fold_in(key, "mixture"), (size,), len(self._sources))
+        batches = [source.examples(key, size) for source in self._sources]
         if self.spec.classification:
-            drawn = [b._replace(y=b.y + f) for b, f in zip(drawn, self._first, strict=True)]
-        return _chosen(drawn, of)
+            batches = [b._replace(y=b.y + f) for b, f in zip(batches, self._first, strict=True)]
+        return _pick_batches(batches, source_index)
 
 
-def _chosen(batches: Sequence[Batch], of: Tensor) -> Batch:
-    """Row t of the batch with number of[t]; weights of 1 where only some batches have weights."""
+def _pick_batches(batches: Sequence[Batch], source_index: Tensor) -> Batch:
+    """Row t of batch source_index[t]; weights of 1 where only some batches have weights."""
     weights = [batch.weight for batch in batches]
     if all(weight is None for weight in weights):
         weight = None
     else:
         ones = [torch.ones(b.x.shape[:2], dtype=b.x.dtype, device=b.x.device) for b in batches]
-        whole = [one if w is None else w for w, one in zip(weights, ones, strict=True)]
-        weight = _pick(whole, of)
-    return Batch(_pick([b.x for b in batches], of), _pick([b.y for b in batches], of), weight)
+        filled = [unit if w is None else w for w, unit in zip(weights, ones, strict=True)]
+        weight = _pick(filled, source_index)
+    return Batch(
+        _pick([b.x for b in batches], source_index),
+        _pick([b.y for b in batches], source_index),
+        weight,
+    )
 
 
-def _pick(values: Sequence[Tensor], of: Tensor) -> Tensor:
-    """values J x [T, ...], of [T] -> [T, ...]."""
-    found = values[0]
-    for number, other in enumerate(values[1:], 1):
-        mine = (of == number).to(found.device).view(-1, *[1] * (found.dim() - 1))
-        found = torch.where(mine, other, found)
-    return found
+def _pick(values: Sequence[Tensor], source_index: Tensor) -> Tensor:
+    """values J x [T, ...], source_index [T] -> [T, ...]."""
+    result = values[0]
+    for number, value in enumerate(values[1:], 1):
+        mask = (source_index == number).to(result.device).view(-1, *[1] * (result.dim() - 1))
+        result = torch.where(mask, value, result)
+    return result
 
 
 def _component(section: dict[str, Any]) -> TaskComponent:
@@ -238,16 +247,16 @@ def _component(section: dict[str, Any]) -> TaskComponent:
 
 def _kinds(base: Any = TaskComponent) -> dict[str, type[TaskComponent]]:
     """Task components by the name of their source: the table of sources would import this file."""
-    found: dict[str, type[TaskComponent]] = {}
+    by_name: dict[str, type[TaskComponent]] = {}
     for kind in base.__subclasses__():
         name = kind.model_fields["source"].default
-        found |= {name: kind} if isinstance(name, str) else {}
-        found |= _kinds(kind)
-    return found
+        by_name |= {name: kind} if isinstance(name, str) else {}
+        by_name |= _kinds(kind)
+    return by_name
 
 
 def _sentences(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        found = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
-        return "; ".join(f"{place}: {text}" for place, text in found)
+        problems = [(".".join(map(str, entry["loc"])), entry["msg"]) for entry in error.errors()]
+        return "; ".join(f"{path}: {text}" for path, text in problems)
     return str(error)

@@ -41,10 +41,10 @@ def kernel() -> Callable[..., None] | None:
     if library is None:
         return None
     function = library.metalearn_episodes
-    whole, number, name, place = ctypes.c_int, ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
-    pool: list[Any] = [place, *[number] * 4, place, place]
-    drawn: list[Any] = [name, *[number] * 5, name]
-    function.argtypes = [whole, *pool, *drawn, *[place] * 6, whole]
+    integer, number, name, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
+    pool_args: list[Any] = [pointer, *[number] * 4, pointer, pointer]
+    draw_args: list[Any] = [name, *[number] * 5, name]
+    function.argtypes = [integer, *pool_args, *draw_args, *[pointer] * 6, integer]
     function.restype = None
     return function
 

@@ -128,8 +128,10 @@ class Omniglot(images.ImageTask):
         )
         source.facts["split_scheme"] = self.split_scheme
         if self.split_scheme != "vinyals":
-            used = self.resolve(seed).split_seed if self.split_scheme == "random" else LAKE_SEED
-            source.facts["split_seed"] = int(used or 0)
+            split_seed = (
+                self.resolve(seed).split_seed if self.split_scheme == "random" else LAKE_SEED
+            )
+            source.facts["split_seed"] = int(split_seed or 0)
         if self.train_on_valid:
             source.facts["train_on_valid"] = True
         return source
@@ -174,15 +176,15 @@ def load() -> dict[str, Any]:
 
 def _checked(path: Path, arrays: Any) -> str:
     """The SHA-256 of the images; DataError for a file with other arrays."""
-    wanted = {
+    expected = {
         "images": ((CLASSES, DRAWINGS, SIZE, SIZE), np.dtype(np.uint8)),
         "is_evaluation": ((CLASSES,), np.dtype(bool)),
         "vinyals_split": ((CLASSES,), np.dtype(np.int8)),
     }
-    for name, (shape, dtype) in wanted.items():
-        found = arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            form = "missing" if found is None else f"{found.dtype} {found.shape}"
+    for name, (shape, dtype) in expected.items():
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            form = "missing" if array is None else f"{array.dtype} {array.shape}"
             text = f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again"
             raise DataError((str(path), text))
     return store.sha256_of_arrays(arrays["images"])
@@ -198,10 +200,10 @@ def split_classes(data: Any, scheme: str, seed: int) -> dict[str, Any]:
     if scheme == "lake":
         background = np.flatnonzero(~data["is_evaluation"])
         order = rng.permutation(rng.fold_in(LAKE_SEED, "omniglot lake"), len(background)).numpy()
-        held = len(background) // 10
+        num_valid = len(background) // 10
         return {
-            "train": np.sort(background[order[held:]]),
-            "valid": np.sort(background[order[:held]]),
+            "train": np.sort(background[order[num_valid:]]),
+            "valid": np.sort(background[order[:num_valid]]),
             "test": np.flatnonzero(data["is_evaluation"]),
         }
     order = rng.permutation(rng.fold_in(seed, "omniglot random"), CLASSES).numpy()
@@ -267,7 +269,7 @@ def verify() -> list[str]:
 
 def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
     """The characters of the two zip archives, sorted: background first; raises DataError."""
-    found = []
+    all_characters = []
     for is_evaluation, path in enumerate((background, evaluation)):
         characters: dict[tuple[str, int, int], dict[int, store.Array]] = {}
         for name, content in store.archive_members(path, ".png"):
@@ -276,12 +278,12 @@ def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
                 text = f"contains {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"
                 raise DataError((str(path), text))
             alphabet, character, file_number, drawer = parsed.groups()
-            place = (alphabet, int(character), int(file_number))
-            characters.setdefault(place, {})[int(drawer)] = _ink(path, str(name), content)
-        for place, drawings in sorted(characters.items()):
+            character_key = (alphabet, int(character), int(file_number))
+            characters.setdefault(character_key, {})[int(drawer)] = _ink(path, str(name), content)
+        for character_key, drawings in sorted(characters.items()):
             ink = np.stack([drawings[drawer] for drawer in sorted(drawings)])
-            found.append(Drawings(bool(is_evaluation), *place, ink))
-    return found
+            all_characters.append(Drawings(bool(is_evaluation), *character_key, ink))
+    return all_characters
 
 
 def _ink(path: Path, name: str, content: bytes) -> store.Array:

@@ -32,8 +32,8 @@ class QuadraticSource(GeneratedSource):
         weights, y = self._drawn(keys)
         low = self._options.dims_min or size
         dims = low + rng.integers(rng.fold_in(keys, "dims"), (), size - low + 1)  # [T]
-        used = torch.arange(size, device=spec.device) < dims.unsqueeze(-1)
-        mask, factor = used.to(spec.dtype), math.sqrt(size)  # [T, d]
+        is_used = torch.arange(size, device=spec.device) < dims.unsqueeze(-1)
+        mask, factor = is_used.to(spec.dtype), math.sqrt(size)  # [T, d]
         x = factor * weights * mask.unsqueeze(-1) * mask.unsqueeze(-2)
         batch = Batch(x, factor * (y * mask).unsqueeze(-1))
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
@@ -57,8 +57,8 @@ class QuadraticSource(GeneratedSource):
         rotation: Tensor = torch.linalg.qr(weights.double()).Q.to(weights.dtype)
         size = self._options.dims
         inside = rng.uniform(rng.fold_in(keys, "spectrum"), (size,), dtype=weights.dtype)  # [T, d]
-        place = torch.arange(size, device=weights.device)
-        exponent = torch.where(place == 0, 0.0, torch.where(place == size - 1, 1.0, inside))
+        index = torch.arange(size, device=weights.device)
+        exponent = torch.where(index == 0, 0.0, torch.where(index == size - 1, 1.0, inside))
         scales = (-0.5 * math.log(self._options.condition) * exponent).exp()
         scaled: Tensor = scales.unsqueeze(-1) * rotation
         return scaled

@@ -123,21 +123,21 @@ def _is_letter(character: str) -> bool:
 
 def faces_of_letters() -> dict[str, list[str]]:
     """{letter: its faces} of our scripts, with at least two faces each, in order of code points."""
-    folder, found = _fonts(), dict[str, list[str]]()
+    folder, by_letter = _fonts(), dict[str, list[str]]()
     for face in _FACES + _ASCII_FACES:
         if not (folder / f"{face}.ttf").is_file():
             # Another matplotlib may ship fewer; at least two faces are required of each letter.
             continue
         for letter in _charmap(folder / f"{face}.ttf"):
             if face not in _ASCII_FACES or letter.isascii():
-                found.setdefault(letter, []).append(face)
+                by_letter.setdefault(letter, []).append(face)
     letters = {
-        letter: found[letter]
-        for letter in sorted(found)
-        if len(found[letter]) > 1 and _is_letter(letter)
+        letter: by_letter[letter]
+        for letter in sorted(by_letter)
+        if len(by_letter[letter]) > 1 and _is_letter(letter)
     }
     faces = {
-        letter: [face for face in names if _drawn(letter, face)]
+        letter: [face for face in names if _draws(letter, face)]
         for letter, names in letters.items()
     }
     return {letter: names for letter, names in faces.items() if len(names) > 1}
@@ -151,7 +151,7 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=65536)
-def _drawn(letter: str, face: str) -> bool:
+def _draws(letter: str, face: str) -> bool:
     """Whether the face draws the letter, larger than a mark."""
     left, top, right, bottom = _font(face).getmask(letter, mode="L").getbbox() or (0, 0, 0, 0)
     return bool(max(right - left, bottom - top) >= SMALLEST * _POINTS)
@@ -201,11 +201,11 @@ def nearest_faces(faces: dict[str, list[str]]) -> Array:
     letters = list(faces)
     smallest = np.ones((len(letters), len(letters)))
     for face in _COMPARED:
-        which = [i for i, letter in enumerate(letters) if face in faces[letter]]
-        if which:
+        indices = [i for i, letter in enumerate(letters) if face in faces[letter]]
+        if indices:
             pairs, pictures = (
-                np.ix_(which, which),
-                np.stack([upright(letters[i], face) for i in which]),
+                np.ix_(indices, indices),
+                np.stack([upright(letters[i], face) for i in indices]),
             )
             smallest[pairs] = np.minimum(smallest[pairs], _distances(pictures))
     return smallest
@@ -244,10 +244,10 @@ def alphabet(faces: dict[str, list[str]]) -> Alphabet:
 
 def _spline(points: int) -> Array:
     """Cubic B-spline weights from evenly spaced control points to the 28 pixels: [28, points]."""
-    place = (np.arange(SIDE) + 0.5) / SIDE * (points - 3) + 1.0
-    away = np.abs(place[:, None] - np.arange(points)[None, :])
-    near, far = 2 / 3 - away**2 + away**3 / 2, (2.0 - away) ** 3 / 6
-    return np.where(away < 1.0, near, np.where(away < 2.0, far, 0.0))
+    position = (np.arange(SIDE) + 0.5) / SIDE * (points - 3) + 1.0
+    distance = np.abs(position[:, None] - np.arange(points)[None, :])
+    near, far = 2 / 3 - distance**2 + distance**3 / 2, (2.0 - distance) ** 3 / 6
+    return np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
 
 
 def _affine(draws: Array, extent: Array) -> tuple[Array, Array]:
@@ -278,23 +278,25 @@ def _bend(canvas: Array, draws: Array, noise: Array) -> Pixels:
     half = [(CANVAS - 2 * ink.any(axis).argmax(1)) / 2 for axis in (1, 2)]
     matrix, shift = _affine(draws, np.stack(half, -1))
     weights = _spline(noise.shape[-1])
-    bent = (weights @ noise @ weights.T) * ELASTIC  # [B, 2, 28, 28] in pixels of the drawing
+    displacement = (
+        weights @ noise @ weights.T
+    ) * ELASTIC  # [B, 2, 28, 28] in pixels of the drawing
     axis = np.arange(SIDE) - (SIDE - 1) / 2
     rows, columns = np.meshgrid(axis, axis, indexing="ij")
-    out = np.stack([columns, rows])[None] + bent - shift[:, :, None, None]
+    out = np.stack([columns, rows])[None] + displacement - shift[:, :, None, None]
     inverse = np.linalg.inv(matrix)
     # (x, y) on the canvas: [B, 2, 784].
-    place = (inverse @ out.reshape(count, 2, -1)) + (CANVAS - 1) / 2
-    return _sample(canvas, place).reshape(count, SIDE, SIDE)
+    points = (inverse @ out.reshape(count, 2, -1)) + (CANVAS - 1) / 2
+    return _sample(canvas, points).reshape(count, SIDE, SIDE)
 
 
-def _sample(canvas: Array, place: Array) -> Pixels:
+def _sample(canvas: Array, points: Array) -> Pixels:
     """Bilinear values of canvases [B, 56, 56] at (x, y) [B, 2, P], 0 outside: [B, P] uint8."""
     side = CANVAS + 2
     padded = np.pad(canvas, ((0, 0), (1, 1), (1, 1))).reshape(-1)  # zeros around the canvas
-    place = np.clip(place + 1.0, 0.0, side - 1.001)
-    corner = place.astype(np.int64)
-    x, y = (place - corner).transpose(1, 0, 2)
+    points = np.clip(points + 1.0, 0.0, side - 1.001)
+    corner = points.astype(np.int64)
+    x, y = (points - corner).transpose(1, 0, 2)
     index = corner[:, 1] * side + corner[:, 0] + np.arange(len(canvas))[:, None] * side * side
     top = padded[index] * (1 - x) + padded[index + 1] * x
     bottom = padded[index + side] * (1 - x) + padded[index + side + 1] * x
@@ -305,8 +307,8 @@ def _sample(canvas: Array, place: Array) -> Pixels:
 def _soften(canvas: Array) -> Array:
     """Canvases [B, 56, 56] blurred by (1, 2, 1) / 4 along both axes, before downsampling by 2."""
     padded = np.pad(canvas, ((0, 0), (1, 1), (1, 1)))
-    along = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-    return (along[:, :, :-2] + 2 * along[:, :, 1:-1] + along[:, :, 2:]) / 4
+    blurred = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+    return (blurred[:, :, :-2] + 2 * blurred[:, :, 1:-1] + blurred[:, :, 2:]) / 4
 
 
 def drawings(letter: str, faces: list[str], seed: int) -> Pixels:
@@ -315,8 +317,8 @@ def drawings(letter: str, faces: list[str], seed: int) -> Pixels:
     All faces are used equally often, to within one."""
     key = rng.fold_in(seed, "glyphs", ord(letter))
     order = rng.permutation(rng.fold_in(key, "faces"), len(faces)).tolist()
-    used = [upright(letter, faces[order[i % len(faces)]]) for i in range(DRAWINGS)]
-    canvas = _soften(np.stack(used).astype(np.float64))
+    pictures = [upright(letter, faces[order[i % len(faces)]]) for i in range(DRAWINGS)]
+    canvas = _soften(np.stack(pictures).astype(np.float64))
     draws = rng.uniform(rng.fold_in(key, "affine"), (DRAWINGS, 6), -1.0, 1.0, torch.float64).numpy()
     noise = rng.uniform(
         rng.fold_in(key, "elastic"), (DRAWINGS, 2, GRID, GRID), -1.0, 1.0, torch.float64

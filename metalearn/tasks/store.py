@@ -45,8 +45,8 @@ class DataSet(NamedTuple):
 
 def data_root() -> Path:
     """The folder of prepared data sets: METALEARN_DATA, else ~/.cache/metalearn."""
-    named = os.environ.get("METALEARN_DATA", "").strip()
-    return Path(named).expanduser() if named else _home_cache()
+    folder = os.environ.get("METALEARN_DATA", "").strip()
+    return Path(folder).expanduser() if folder else _home_cache()
 
 
 def cache_root() -> Path:
@@ -192,14 +192,14 @@ def download(
     except OSError as error:
         raise unwritable(path, error) from error
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as answer:
-            while block := answer.read(1 << 20):
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
+            while block := response.read(1 << 20):
                 file.write(block)
-        found = digest(temporary)
-        if found != expected:
+        actual = digest(temporary)
+        if actual != expected:
             kind = digest.__name__.replace("_", " ")
             text = (
-                f"the download from {url} has {kind} {found}, must be {expected}; it was discarded"
+                f"the download from {url} has {kind} {actual}, must be {expected}; it was discarded"
             )
             raise DataError((path.name, text))
         os.chmod(temporary, 0o644)

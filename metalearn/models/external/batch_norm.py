@@ -63,12 +63,12 @@ class StatedInstanceNorm(_InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, ...] or [channels, ...] -> same."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        alone = x.dim() == self._get_no_batch_dim()  # type: ignore[no-untyped-call]
-        batched = x.unsqueeze(0) if alone else x
+        unbatched = x.dim() == self._get_no_batch_dim()  # type: ignore[no-untyped-call]
+        batched = x.unsqueeze(0) if unbatched else x
         frozen = self.stated_policy == "frozen"
         mean, var = (self.running_mean, self.running_var) if frozen else (None, None)
         z = F.instance_norm(batched, mean, var, self.weight, self.bias, not frozen, 0.0, self.eps)
-        return z.squeeze(0) if alone else z
+        return z.squeeze(0) if unbatched else z
 
 
 def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
@@ -84,31 +84,33 @@ def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
     """The policy of each normalisation layer that has one, by its name.
 
     ConfigError where what is asked for cannot be had."""
-    found: dict[str, str] = {}
+    policies: dict[str, str] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, Norm):
-            found[name] = layer.policy
+            policies[name] = layer.policy
         elif isinstance(layer, _BatchNorm):
-            keeps = layer.running_mean is not None
-            found[name] = override or ("frozen" if keeps and not layer.training else "query_batch")
+            has_statistics = layer.running_mean is not None
+            policies[name] = override or (
+                "frozen" if has_statistics and not layer.training else "query_batch"
+            )
         elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
-            found[name] = "none" if layer.training else "frozen"
+            policies[name] = "none" if layer.training else "frozen"
     problems = [
         (name or type(module).__name__, text)
-        for name, policy in found.items()
+        for name, policy in policies.items()
         for text in _problems(module.get_submodule(name), policy, override)
     ]
-    if not problems and override and override not in (*found.values(), "none"):
+    if not problems and override and override not in (*policies.values(), "none"):
         problems = [
             ("policy", f"{override} needs a batch normalisation layer, but the module has none")
         ]
-    together = {policy for policy in found.values() if policy in OF_BATCH}
-    if not problems and len(together) > 1:
-        text = f"its layers have {', '.join(sorted(together))}: one of them must be all"
+    batch_policies = {policy for policy in policies.values() if policy in OF_BATCH}
+    if not problems and len(batch_policies) > 1:
+        text = f"its layers have {', '.join(sorted(batch_policies))}: one of them must be all"
         problems = [("policy", text)]
     if problems:
         raise ConfigError(*problems)
-    return found
+    return policies
 
 
 def _problems(layer: nn.Module, policy: str, override: str | None) -> list[str]:

@@ -60,8 +60,8 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
-            for one in value if isinstance(value, list | tuple) else (value,):
-                if (name := self.names.get(id(one))) is not None:
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if (name := self.names.get(id(item))) is not None:
                     self.found.add(name)
         return func(*args, **(kwargs or {}))
 
@@ -71,33 +71,35 @@ def refuse_foreign_tensors(
     originals: Iterable[nn.Module],
     x: Tensor,
     inputs: Inputs,
-    other: Callable[[], nn.Module],
+    make_other: Callable[[], nn.Module],
 ) -> None:
     """ConfigError where a copy of a module computes with tensors of the module it is a copy of.
 
     A function in an attribute may hold on to those, which no step would move. Constants are taken:
-    what asks for no gradient, is not changed by forward and is the same in `other()`, a module of
-    another seed."""
-    named = [(name, value) for net in originals for name, value in named_tensors(net).items()]
-    still = [(name, value) for name, value in named if not (value.requires_grad or is_lazy(value))]
-    before = [value.clone() for _, value in still]
-    with _Reads({id(value): name for name, value in named}) as reads, torch.no_grad():
+    what asks for no gradient, is not changed by forward and is the same in `make_other()`, a module
+    of another seed."""
+    tensors = [(name, value) for net in originals for name, value in named_tensors(net).items()]
+    constants = [
+        (name, value) for name, value in tensors if not (value.requires_grad or is_lazy(value))
+    ]
+    before = [value.clone() for _, value in constants]
+    with _Reads({id(value): name for name, value in tensors}) as reads, torch.no_grad():
         called(copied(module), x.clone(), inputs)
     if not reads.found:
         return
-    second, constant = named_tensors(other()), set[int]()
-    for (name, value), old in zip(still, before, strict=True):
+    second, constant = named_tensors(make_other()), set[int]()
+    for (name, value), old in zip(constants, before, strict=True):
         if _same(value, old) and name in second and _same(second[name].to(old), old):
             constant.add(id(value))
-    wrong = {name for name, v in named if name in reads.found and id(v) not in constant}
+    wrong = {name for name, v in tensors if name in reads.found and id(v) not in constant}
     if wrong:
         text = "is used by a function in an attribute or through a global variable, which uses the"
         text += " same tensor in a copy of the module: make it a method that uses self"
         raise ConfigError(*((name, text) for name in sorted(wrong)))
 
 
-class Found(NamedTuple):
-    """What a forward pass was seen to do."""
+class Behaviour(NamedTuple):
+    """What a forward pass does besides computing its output."""
 
     draws: bool  # noise, in training mode
     attends: bool  # by F.scaled_dot_product_attention
@@ -105,7 +107,7 @@ class Found(NamedTuple):
 
 def watch_forward(
     quiet: nn.Module, noisy: nn.Module, x: Tensor, inputs: Inputs, output: Output
-) -> Found:
+) -> Behaviour:
     """What the module does besides computing; ConfigError for what a function cannot do.
 
     Draws that no key can give, changes of buffers, other outputs in training mode.
@@ -113,22 +115,22 @@ def watch_forward(
     Both modules are substituted; `noisy` is in the modes that the module was handed over in."""
     name = type(noisy).__name__
     with Functions(ATTENTION) as functions:
-        still, drawn = _watched(copied(quiet), x, inputs, output)
-    if drawn:
-        text = f"forward calls {drawn}, also in evaluation mode: remove it, or sample outside"
+        eval_out, ops = _run_watched(copied(quiet), x, inputs, output)
+    if ops:
+        text = f"forward calls {ops}, also in evaluation mode: remove it, or sample outside"
         raise ConfigError((name, f"{text} of the network"))
     clone = copied(noisy)
     before = {key: value.clone() for key, value in clone.named_buffers()}
     with noise.noise_from(KEY) as scope, Functions(DRAWS):
-        _, drawn = _watched(clone, x, inputs, output)
+        _, ops = _run_watched(clone, x, inputs, output)
         counts = _counts(clone)
         entry(called(clone, x, inputs), output)
-    if drawn:
-        text = f"forward calls {drawn}, which uses torch's random number generator and not a key"
+    if ops:
+        text = f"forward calls {ops}, which uses torch's random number generator and not a key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
-    if moved := [name for name, value in _counts(clone).items() if counts.get(name) != value]:
+    if counters := [name for name, value in _counts(clone).items() if counts.get(name) != value]:
         text = "changes with every call of forward, which a pure function cannot do: count"
-        raise ConfigError(*((place, f"{text} outside of the network") for place in moved))
+        raise ConfigError(*((path, f"{text} outside of the network") for path in counters))
     changed = [key for key, v in clone.named_buffers() if not _same(v, before[key])]
     if changed:
         text = "is changed by forward, which a pure function cannot do"
@@ -136,11 +138,11 @@ def watch_forward(
         raise ConfigError(*((key, text) for key in changed))
     if not scope.draws:
         with Functions(ATTENTION):
-            other = _watched(copied(noisy), x, inputs, output)[0]
-        if not _same(other, still):
+            training_out = _run_watched(copied(noisy), x, inputs, output)[0]
+        if not _same(training_out, eval_out):
             text = f"computes different results in training and evaluation mode: {EVAL}"
             raise ConfigError((name, text))
-    return Found(scope.draws > 0, bool(functions.met))
+    return Behaviour(scope.draws > 0, bool(functions.met))
 
 
 def _counts(module: nn.Module) -> dict[str, int | float]:
@@ -153,17 +155,19 @@ def _counts(module: nn.Module) -> dict[str, int | float]:
     }
 
 
-def _watched(module: nn.Module, x: Tensor, inputs: Inputs, output: Output) -> tuple[Tensor, str]:
+def _run_watched(
+    module: nn.Module, x: Tensor, inputs: Inputs, output: Output
+) -> tuple[Tensor, str]:
     """The output, and the names of operators that drew from torch's generator and changed it."""
-    watch, given = _RandomOperators(), x.clone()
+    watch, x_copy = _RandomOperators(), x.clone()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         with watch:
-            out = entry(called(module, given, inputs), output)
-        if not _same(given, x):
+            out = entry(called(module, x_copy, inputs), output)
+        if not _same(x_copy, x):
             text = "changes x in place, which other code also uses: compute a new tensor"
             raise ConfigError((type(module).__name__, text))
         torch.manual_seed(1)
-        if not watch.found or _same(out, entry(called(module, given, inputs), output)):
+        if not watch.found or _same(out, entry(called(module, x_copy, inputs), output)):
             return out, ""
     return out, ", ".join(sorted(watch.found))
 
@@ -221,33 +225,33 @@ def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
 
 def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
     """Whether the output of an example depends on the others in the batch."""
-    others = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]
+    other_values = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]
     try:
         with torch.no_grad():
-            one, two = (
-                learner.apply(perturbed(params), torch.cat([x[:1], rest]))[0]
-                for rest in (x[1:], others)
+            first, second = (
+                learner.apply(perturbed(params), torch.cat([x[:1], neighbours]))[0]
+                for neighbours in (x[1:], other_values)
             )
     except (ConfigError, RuntimeError):  # a look-up table of one row
         return False
-    return not torch.allclose(one, two, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
     """ConfigError where gradients cannot be batched over tasks.
 
     A warning where there is no second derivative, which first-order methods do without."""
-    still, moving = partition(params, lambda leaf: leaf.startswith(STATS))
+    stats, trainable = partition(params, lambda leaf: leaf.startswith(STATS))
     pair = torch.stack([x, x])
 
     def loss(inner: Params, x: Tensor) -> Tensor:
-        return learner.apply({**inner, **still}, x).abs().square().mean()
+        return learner.apply({**inner, **stats}, x).abs().square().mean()
 
     def after_a_step(inner: Params, x: Tensor) -> Tensor:
         grads = torch.func.grad(loss)(inner, x)
         return loss({leaf: value - grads[leaf] for leaf, value in inner.items()}, x)
 
-    if not moving:
+    if not trainable:
         return
 
     def noisy(inner: Params, x: Tensor, key: Tensor) -> Tensor:
@@ -255,17 +259,17 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
             return loss(inner, x)
 
     try:
-        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(moving, pair)
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(trainable, pair)
         if learner.draws_noise:
             keys = rng.fold_in(KEY, torch.arange(2))
-            torch.func.vmap(torch.func.grad(noisy), in_dims=(None, 0, 0))(moving, pair, keys)
+            torch.func.vmap(torch.func.grad(noisy), in_dims=(None, 0, 0))(trainable, pair, keys)
     except ConfigError:
         raise
     except Exception as error:
         text = f"cannot be batched over tasks by torch.func.vmap: {first_line(error)}"
         raise ConfigError(("net", text)) from error
     try:
-        torch.func.vmap(torch.func.grad(after_a_step), in_dims=(None, 0))(moving, pair)
+        torch.func.vmap(torch.func.grad(after_a_step), in_dims=(None, 0))(trainable, pair)
     except Exception as error:
         logging.getLogger("metalearn").warning(
             "this module has no second derivative, so only first-order methods can train it: %s",
@@ -273,7 +277,7 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
         )
 
 
-def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
+def check_outputs(spec: EpisodeSpec, out: Tensor, name: str) -> None:
     """ConfigError where the outputs [B, *Y] or [B, *Y, C] are not of the task."""
     if out.dim() == 1 and out.shape[0] and not spec.classification and spec.outputs == 1:
         return
@@ -288,4 +292,4 @@ def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
         if spec.classification and out.dim() > 2 and out.shape[1] == spec.outputs:
             text = f"has the classes on axis 1 of {list(out.shape)}: they must be on the last axis,"
             text += " out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
-        raise ConfigError((place, text))
+        raise ConfigError((name, text))

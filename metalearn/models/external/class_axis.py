@@ -22,10 +22,10 @@ def check_class_axis(
     """ConfigError where outputs [B, C, *Y, C] have the classes on axis 1.
 
     A warning where it cannot be found out; nothing for outputs of another shape."""
-    made: list[tuple[int, Tensor]] = []  # (axis of the classes, output) of every layer with C
+    calls: list[tuple[int, Tensor]] = []  # (axis of the classes, output) of every layer with C
 
     def record(axis: int) -> Any:
-        return lambda layer, args, out: made.append((axis, out))
+        return lambda layer, args, out: calls.append((axis, out))
 
     module = copied(module)
     for layer in module.modules():
@@ -37,8 +37,8 @@ def check_class_axis(
         out = entry(called(module, x.clone(), inputs), output)
     if out.dim() < 3 or classes < 2 or not out.shape[1] == out.shape[-1] == classes:
         return
-    found = [_axis(out, value, axis) for axis, value in reversed(made)]
-    axis = next((one for one in found if one), 0)
+    axes = [_axis(out, value, axis) for axis, value in reversed(calls)]
+    axis = next((candidate for candidate in axes if candidate), 0)
     if axis == 1:
         text = f"has the classes on axis 1 of {list(out.shape)}: they must be on the last axis, "
         text += "out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
@@ -58,17 +58,17 @@ def _axis(out: Tensor, value: Tensor, axis: int) -> int:
     if not value.requires_grad or value.dim() < 3:
         return 0
     # place 0 of axis 1, place 1 of the last axis
-    chosen = out[:, 0].flatten(1)[:, 1].sum()
-    grad = torch.autograd.grad(chosen, value, retain_graph=True, allow_unused=True)[0]
+    entry_sum = out[:, 0].flatten(1)[:, 1].sum()
+    grad = torch.autograd.grad(entry_sum, value, retain_graph=True, allow_unused=True)[0]
     if grad is None:
         return 0
-    met = grad.movedim(axis, -1).abs().sum(0).nonzero()  # [*, places of value and class]
-    classes = set(met[:, -1].tolist())
+    nonzero = grad.movedim(axis, -1).abs().sum(0).nonzero()  # [*, places of value and class]
+    classes = set(nonzero[:, -1].tolist())
     if len(classes) == 1:
         return {0: 1, 1: -1}.get(classes.pop(), 0)
-    places = {tuple(place) for place in met[:, :-1].tolist()}
+    positions = {tuple(position) for position in nonzero[:, :-1].tolist()}
     first = (*[0] * (out.dim() - 3), 1)  # where the last axis is one of places
     last = (0,) * (out.dim() - 2)
-    if (first in places) != (last in places) and len(places) == 1:
-        return 1 if first in places else -1
+    if (first in positions) != (last in positions) and len(positions) == 1:
+        return 1 if first in positions else -1
     return 0

@@ -89,8 +89,8 @@ def from_module(
         raise ConfigError(("keep", "keeps the values of the module, so init must be omitted"))
     source = _Source(net, spec, head, output, inputs)
     learner, module = _learner(source, policy)
-    drawn = init != "module" or not (keep or source.is_instance)
-    learner = learner._replace(init=_start(source, module, init, keep), random_start=drawn)
+    is_random = init != "module" or not (keep or source.is_instance)
+    learner = learner._replace(init=_start(source, module, init, keep), random_start=is_random)
     return _checked(learner, source, leaves_of(module, source.head).values(module))
 
 
@@ -132,9 +132,9 @@ class _Source:
         self.new_head: str | None = None
         self.replaced: Head | None = None
         self.width = 0
-        given = net if self.is_instance else made(net, 0)
-        refuse_unsupported(given)
-        first = cast(copied(given), spec)
+        module = net if self.is_instance else made(net, 0)
+        refuse_unsupported(module)
+        first = cast(copied(module), spec)
         self.x = example(first, spec, inputs)
         self.integers = not takes_numbers(first, self.x, spec, inputs)
         self.inputs = inputs = of_integers(inputs) if self.integers else inputs
@@ -167,8 +167,8 @@ class _Source:
             return head
         # noise or a factor behind the head may be there in training mode alone
         with torch.random.fork_rng(devices=[]):
-            found = find_head(in_training, self.x, self.inputs, self.output, head.name)
-        return head if found is None else found
+            training_head = find_head(in_training, self.x, self.inputs, self.output, head.name)
+        return head if training_head is None else training_head
 
     def _plan_new_head(self, module: nn.Module) -> None:
         clone = copied(module)
@@ -195,9 +195,9 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
     quiet = copied(noisy, share=True).eval()
     nets = [original, source.net] if source.is_instance else [original]
     checks.refuse_foreign_tensors(quiet, nets, x, inputs, lambda: source.make(1))
-    seen = checks.watch_forward(quiet, noisy, x, inputs, output)
+    behaviour = checks.watch_forward(quiet, noisy, x, inputs, output)
     leaves = leaves_of(noisy, source.head)
-    pure = PureModule(quiet, noisy, leaves, inputs, output, seen.attends)
+    pure = PureModule(quiet, noisy, leaves, inputs, output, behaviour.attends)
     body = _body(pure, source.head)
     found = module_policy(policies)
     whole, inner = by_policy(found, pure), by_policy(found, body)
@@ -218,7 +218,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         x_shape=spec.x_shape,
         fixed=leaves.fixed,
         readout="none" if source.head is None else "linear" if source.head.last else "module",
-        draws_noise=seen.draws,
+        draws_noise=behaviour.draws,
         aliases=leaves.aliases(noisy),
         integers=source.integers,
         module=lambda params: _loaded(original, policies, leaves, params),

@@ -116,14 +116,14 @@ def _new(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def bernoulli(x: Tensor, p: float | None = None, **options: Any) -> Tensor:
     """torch.bernoulli: probabilities [*], or all of them `p` -> [*]."""
-    drawn = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
-    return (drawn < (x if p is None else p)).to(x.dtype)
+    uniforms = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
+    return (uniforms < (x if p is None else p)).to(x.dtype)
 
 
 def bernoulli_(x: Tensor, p: Any = 0.5, **options: Any) -> Tensor:
     """Tensor.bernoulli_: [*] -> [*], in place."""
-    drawn = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
-    return x.copy_((drawn < p).to(x.dtype))
+    uniforms = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
+    return x.copy_((uniforms < p).to(x.dtype))
 
 
 def uniform_(x: Tensor, *ends: float, **options: Any) -> Tensor:
@@ -146,8 +146,8 @@ def _empty(zeros: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def function(*args: Any, **options: Any) -> Tensor:
         options.pop("memory_format", None)
-        found = zeros(*args, **options)
-        return found + (0 * noise.current_key()).to(found)
+        values = zeros(*args, **options)
+        return values + (0 * noise.current_key()).to(values)
 
     return function
 

@@ -44,7 +44,7 @@ def find_head(
         if name is None and (value.shape != out.shape or not _depends(out, value)):
             continue
         if name in (None, key) and _is_own(module, key):
-            last = value is out and sum(key == other for other, _ in calls) == 1
+            last = value is out and sum(key == called_key for called_key, _ in calls) == 1
             last = last and key not in hooked
             return Head(key, last)
         if name is None:

@@ -40,11 +40,15 @@ class Leaves:
 
     def aliases(self, module: nn.Module) -> tuple[tuple[str, str], ...]:
         """(name, leaf) of every name of a parameter that is not the leaf's own."""
-        named = dict(module.named_parameters())
-        leaf_of = {id(named[name]): leaf for name, leaf in self.names.items() if name in named}
-        every = module.named_parameters(remove_duplicate=False)
-        found = {name: leaf_of[id(value)] for name, value in every if id(value) in leaf_of}
-        return tuple((name, leaf) for name, leaf in found.items() if name != leaf)
+        parameters = dict(module.named_parameters())
+        leaf_of = {
+            id(parameters[name]): leaf for name, leaf in self.names.items() if name in parameters
+        }
+        all_parameters = module.named_parameters(remove_duplicate=False)
+        leaf_by_name = {
+            name: leaf_of[id(value)] for name, value in all_parameters if id(value) in leaf_of
+        }
+        return tuple((name, leaf) for name, leaf in leaf_by_name.items() if name != leaf)
 
     def body(self) -> Leaves:
         """Without the head."""
@@ -60,7 +64,7 @@ def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
     """The leaves of a module whose layers are substituted."""
     names: dict[str, str] = {}
     fixed: list[str] = []
-    own = {} if head is None else {f"{head.name}.{leaf[5:]}": leaf for leaf in HEAD}
+    head_names = {} if head is None else {f"{head.name}.{leaf[5:]}": leaf for leaf in HEAD}
     for name, value in module.named_parameters():
         if not value.requires_grad:
             fixed.append(name)
@@ -70,7 +74,9 @@ def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
             names[name] = STATS + name
         else:
             # other layers under "head." would be taken for the head
-            names[name] = own.get(name, f"module.{name}" if name.startswith("head.") else name)
+            names[name] = head_names.get(
+                name, f"module.{name}" if name.startswith("head.") else name
+            )
     unread = _unread_statistics(module)
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and name not in unread:

@@ -55,8 +55,8 @@ def made(make: Any, seed: int) -> nn.Module:
 
 def _refuse_arguments(make: Any) -> None:
     if not callable(make):
-        shown = repr(make) if len(repr(make)) < 60 else f"a {type(make).__name__}"
-        text = f"{shown} is neither a torch module nor a class or function that creates one"
+        description = repr(make) if len(repr(make)) < 60 else f"a {type(make).__name__}"
+        text = f"{description} is neither a torch module nor a class or function that creates one"
         raise ConfigError(("net", text))
     try:
         inspect.signature(make).bind()
@@ -82,12 +82,12 @@ def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
 
 def _with_own_buffers(module: nn.Module) -> nn.Module:
     """The module, each of whose layers has a copy of its own of a buffer that several hold."""
-    seen = set[int]()
+    buffer_ids = set[int]()
     for part in module.modules():
         for name, buffer in part._buffers.items():
-            if buffer is not None and id(buffer) in seen and not is_lazy(buffer):
+            if buffer is not None and id(buffer) in buffer_ids and not is_lazy(buffer):
                 part._buffers[name] = buffer = buffer.clone()
-            seen.add(id(buffer))
+            buffer_ids.add(id(buffer))
     return module
 
 
@@ -125,18 +125,18 @@ def refuse_unsupported(module: nn.Module) -> None:
 
 def _unsupported_layer(part: nn.Module) -> list[str]:
     """Why a layer itself is refused."""
-    found = []
+    problems = []
     if isinstance(part, nn.Embedding | nn.EmbeddingBag):
         if part.max_norm is not None:
-            found.append("has max_norm, with which forward changes its weight: remove it")
+            problems.append("has max_norm, with which forward changes its weight: remove it")
         if part.sparse:
-            found.append(
+            problems.append(
                 "has sparse gradients, which cannot be batched over tasks: use sparse=False"
             )
     if part._backward_hooks or part._backward_pre_hooks:
         text = "has a hook on its backward pass, which would never be called: change"
-        found.append(f"{text} the activations in forward instead, or remove it")
-    return found
+        problems.append(f"{text} the activations in forward instead, or remove it")
+    return problems
 
 
 def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
@@ -145,7 +145,9 @@ def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
     problems = []
     for name, buffer in module.named_buffers(remove_duplicate=False):
         first = names.setdefault(id(buffer), name)
-        layers = {module.get_submodule(one.rpartition(".")[0]) for one in (first, name)}
+        layers = {
+            module.get_submodule(buffer_name.rpartition(".")[0]) for buffer_name in (first, name)
+        }
         if len(layers) > 1 and any(isinstance(part, _NormBase) for part in layers):
             problems.append((name, f"is the same buffer as {first}: use separate buffers"))
     return problems
@@ -153,19 +155,19 @@ def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
 
 def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
     """Trainable tensors in plain attributes, lists and dicts, which no optimizer of torch finds."""
-    known = {id(value) for value in module.parameters()}
+    parameter_ids = {id(value) for value in module.parameters()}
     problems = []
     for name, part in module.named_modules():
         for attribute, value in vars(part).items():
             if attribute.startswith("_") or not any(
-                tensor.requires_grad and tensor.is_leaf and id(tensor) not in known
+                tensor.requires_grad and tensor.is_leaf and id(tensor) not in parameter_ids
                 for tensor in _tensors_in(value)
             ):
                 continue
-            place = f"{name}.{attribute}" if name else attribute
+            path = f"{name}.{attribute}" if name else attribute
             text = "contains trainable tensors that are not parameters: use nn.Parameter,"
             text += " nn.ParameterList or nn.ModuleList, or requires_grad_(False) for constants"
-            problems.append((place, text))
+            problems.append((path, text))
     return problems
 
 
@@ -178,7 +180,7 @@ def _tensors_in(value: Any) -> Iterable[Tensor]:
     entries = value.values() if isinstance(value, Mapping) else value
     if not isinstance(value, list | tuple | Mapping):
         return []
-    return (tensor for one in entries for tensor in _tensors_in(one))
+    return (tensor for item in entries for tensor in _tensors_in(item))
 
 
 def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: int) -> None:
@@ -200,29 +202,29 @@ def called(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
 
 def arguments(x: Tensor, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(positional, by name) arguments of forward: `inputs` may give a tensor, a tuple or a dict."""
-    given = x if inputs is None else inputs(x)
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (tuple(given), {}) if isinstance(given, tuple | list) else ((given,), {})
+    args = x if inputs is None else inputs(x)
+    if isinstance(args, Mapping):
+        return (), dict(args)
+    return (tuple(args), {}) if isinstance(args, tuple | list) else ((args,), {})
 
 
 def entry(out: Any, output: Output) -> Tensor:
     """The tensor of what forward returned: all of it, or the entry `output` of a collection."""
     if output is None:
-        found = out
+        value = out
     elif isinstance(out, Tensor):
         text = f"{output!r} is the name of an entry of the output, but forward returns one tensor"
         raise ConfigError(("output", f"{text}: omit it, or pass net.eval()"))
     else:
-        found = _chosen(out, output)
-    if not isinstance(found, Tensor):
-        kind, names = type(found).__name__, _entries(found)
+        value = _select_entry(out, output)
+    if not isinstance(value, Tensor):
+        kind, names = type(value).__name__, _entries(value)
         text = f"forward returns a {kind} instead of a tensor: set output to one of {names}"
         raise ConfigError(("output", text))
-    return found
+    return value
 
 
-def _chosen(out: Any, output: str | int) -> Any:
+def _select_entry(out: Any, output: str | int) -> Any:
     try:
         if isinstance(out, Mapping) or isinstance(output, int):
             return out[output]
@@ -249,13 +251,13 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
     shape = (EXAMPLES, *spec.x_shape)
     numbers = rng.normal(rng.fold_in(0, "example"), shape, spec.dtype).to(spec.device)
     problem: Exception | None = None
-    places = torch.arange(numbers.numel(), device=spec.device).reshape(shape)
-    for x in (numbers, (places % 3 != 1).long(), torch.zeros_like(places)):
+    indices = torch.arange(numbers.numel(), device=spec.device).reshape(shape)
+    for x in (numbers, (indices % 3 != 1).long(), torch.zeros_like(indices)):
         try:
-            given = x.clone()
+            x_copy = x.clone()
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                called(copied(module).eval(), given, inputs)
-            if not torch.equal(given, x):
+                called(copied(module).eval(), x_copy, inputs)
+            if not torch.equal(x_copy, x):
                 text = "changes x in place, which other code also uses: compute a new tensor"
                 raise ConfigError((type(module).__name__, text))
             return x
@@ -283,13 +285,13 @@ def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Input
 def of_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
     """`inputs` for a module that looks x up: ConfigError for floating-point numbers."""
 
-    def given(x: Tensor) -> Any:
+    def checked_inputs(x: Tensor) -> Any:
         if x.is_floating_point():
             text = "of these tasks are floats, but the module needs integer indices: pass"
             raise ConfigError(("inputs", f"{text} from_module inputs=lambda x: x.long()"))
         return x if inputs is None else inputs(x)
 
-    return given
+    return checked_inputs
 
 
 def first_line(error: Exception) -> str:

@@ -120,5 +120,5 @@ def _fake_start(key: Tensor, place: int) -> list[Tensor]:
 
 @_start.register_vmap
 def _start_over_keys(info: Any, in_dims: Any, key: Tensor, place: int) -> Any:
-    rows = [_start(one, place) for one in key.unbind(in_dims[0])]
+    rows = [_start(task_key, place) for task_key in key.unbind(in_dims[0])]
     return [torch.stack(values) for values in zip(*rows, strict=True)], [0] * len(rows[0])

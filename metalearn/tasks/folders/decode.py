@@ -60,9 +60,9 @@ def _warn_of_copies(listing: Listing) -> None:
     across, within = list[str](), list[str]()
     for name, files in zip(listing.names, listing.files, strict=True):
         for file in files:
-            known, where = first.setdefault(_file_hash(file) or str(file), (name, file))
-            if where != file:
-                (within if known == name else across).append(f"{where} and {file}")
+            first_name, first_file = first.setdefault(_file_hash(file) or str(file), (name, file))
+            if first_file != file:
+                (within if first_name == name else across).append(f"{first_file} and {file}")
     if across:
         text = "equal images are in two classes (one of which is wrong) and possibly in two splits"
         warn_once(f"path: {text}: {some(across)}")
@@ -92,17 +92,17 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
     """uint8 [files, channels, size, size]; DataError naming every file that is not an image."""
     pool = np.empty((len(files), channels, size, size), dtype=np.uint8)
     problems = []
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         try:
-            pool[place] = decode_image(file, size, channels)
+            pool[index] = decode_image(file, size, channels)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             problems.append(
                 (str(file), f"not an image that Pillow can read ({type(error).__name__}: {error})")
             )
     if problems:
         more = len(problems) - _SHOWN
-        rest = [("path", f"and {more} more files that are not images")] if more > 0 else []
-        raise DataError(*problems[:_SHOWN], *rest)
+        summary = [("path", f"and {more} more files that are not images")] if more > 0 else []
+        raise DataError(*problems[:_SHOWN], *summary)
     return np.asarray(255 - pool if invert else pool)
 
 

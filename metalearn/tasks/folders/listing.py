@@ -106,22 +106,24 @@ def _listing(entries: list[Entry], root: Path) -> Listing:
 
 def _from_folders(root: Path) -> list[Entry]:
     folders = _folders(root)
-    known = [SPLIT_NAMES.get(folder.name.lower()) for folder in folders]
-    named = [folder.name for folder, split in zip(folders, known) if split and _folders(folder)]
-    by_split = len(named) > 1
+    splits = [SPLIT_NAMES.get(folder.name.lower()) for folder in folders]
+    split_folders = [
+        folder.name for folder, split in zip(folders, splits) if split and _folders(folder)
+    ]
+    by_split = len(split_folders) > 1
     if strays := [file.name for file in _files(root) if file.suffix.lower() in IMAGES]:
         text = f"path: images in {root} itself have no class and are skipped: {some(strays)}"
         warn_once(text)
-    if by_split and (len(named) < len(folders) or len(set(known)) < len(known)):
-        others = some(folder.name for folder in folders)
-        text = f"{root} contains split folders ({some(named)}): use one per split, and no others"
-        raise DataError(("path", f"{text}; it contains {others}"))
+    if by_split and (len(split_folders) < len(folders) or len(set(splits)) < len(splits)):
+        folder_names = some(folder.name for folder in folders)
+        text = f"{root} contains split folders ({some(split_folders)}): use one per split"
+        raise DataError(("path", f"{text}, and no others; it contains {folder_names}"))
     problems: list[tuple[str, str]] = []
     entries: list[Entry] = []
-    for folder, split in zip(folders, known, strict=True) if by_split else [(root, "")]:
-        found, wrong = _classes(folder)
+    for folder, split in zip(folders, splits, strict=True) if by_split else [(root, "")]:
+        classes, wrong = _classes(folder)
         problems.extend(wrong)
-        entries.extend((name, file, split or "") for name, file in found)
+        entries.extend((name, file, split or "") for name, file in classes)
     if len(folders) < 2:
         text = f"{root} contains {len(folders)} class folders; a task needs at least 2"
         inside = f": set path to {folders[0]}" if folders and _folders(folders[0]) else ""
@@ -133,8 +135,8 @@ def _from_folders(root: Path) -> list[Entry]:
 
 def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
     """(class, file) of one or two levels of folders, and what is wrong with them."""
-    found: list[tuple[str, Path]] = []
-    seen: dict[str, Path] = {}
+    entries: list[tuple[str, Path]] = []
+    leaves: dict[str, Path] = {}
     empty, deep, mixed, twice = (list[str]() for _ in range(4))
     for folder in _folders(root):
         inner = _folders(folder)
@@ -143,40 +145,40 @@ def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]
             continue
         for leaf in inner or [folder]:
             name = nfc(leaf.relative_to(root).as_posix())
-            if name in seen:
+            if name in leaves:
                 twice.append(name)
-            seen[name], files = leaf, _files(leaf)
+            leaves[name], files = leaf, _files(leaf)
             deep.extend(str(item) for item in _folders(leaf))
             if not files and not _folders(leaf):
                 empty.append(name)
-            found.extend((name, file) for file in files)
+            entries.extend((name, file) for file in files)
     texts = [
         (f"{root}: class folders without images: ", empty),
         ("folders hold images or folders of classes, not both: ", mixed),
         ("folders of classes may be two levels deep (GROUP/CLASS/image); no folders below: ", deep),
         (f"{root}: two folders whose names differ only in Unicode form: ", twice),
     ]
-    return found, [("path", text + some(names)) for text, names in texts if names]
+    return entries, [("path", text + some(names)) for text, names in texts if names]
 
 
 def _from_table(root: Path, labels: Path) -> list[Entry]:
     columns = read_columns(labels, "labels")
     by_name = {name.lower(): name for name in columns}
-    place, label = (
+    file_column, label_column = (
         next((by_name[name] for name in names if name in by_name), None)
         for names in (FILE_COLUMNS, LABEL_COLUMNS)
     )
-    if place is None or label is None:
-        missing = "file" if place is None else "label"
+    if file_column is None or label_column is None:
+        missing = "file" if file_column is None else "label"
         text = f"{labels} has no column called {missing}; it has {', '.join(columns)}"
         raise ConfigError(("labels", text))
     splits = _split_column(columns[by_name["split"]], labels) if "split" in by_name else None
-    there = {nfc(file.relative_to(root).as_posix()): file for file in image_files(root)}
-    names = [_relative(nfc(str(name)), root, there) for name in columns[place]]
-    lost = [name for name in names if name not in there]
+    by_path = {nfc(file.relative_to(root).as_posix()): file for file in image_files(root)}
+    names = [_relative(nfc(str(name)), root, by_path) for name in columns[file_column]]
+    lost = [name for name in names if name not in by_path]
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-    gone = has_no_label(columns[label])
-    labelled = zip(names, columns[label], gone, strict=True)
+    unlabelled = has_no_label(columns[label_column])
+    labelled = zip(names, columns[label_column], unlabelled, strict=True)
     blank = [name + of_text(value) for name, value, no_label in labelled if no_label]
     texts = [
         (f"{labels} names files that are not in {root}: ", lost),
@@ -185,14 +187,14 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
     ]
     if problems := [("labels", text + some(items)) for text, items in texts if items]:
         raise DataError(*problems)
-    classes = [nfc(str(value)) for value in columns[label]]
-    files = [there[name] for name in names]
+    classes = [nfc(str(value)) for value in columns[label_column]]
+    files = [by_path[name] for name in names]
     return list(zip(classes, files, splits or [""] * len(names), strict=True))
 
 
-def _relative(name: str, root: Path, there: Mapping[str, Path]) -> str:
+def _relative(name: str, root: Path, files: Mapping[str, Path]) -> str:
     """A name of a table as one under `root`: also an absolute one, and one with backslashes."""
-    if name in there:
+    if name in files:
         return name
     name = name.replace("\\", "/").removeprefix("./")
     return name.removeprefix(f"{nfc(root.absolute().as_posix())}/")

@@ -31,14 +31,16 @@ def select(
 
     All of them, or with `same` those whose entry there (as in `Listing.splits`) is the split.
     """
-    index = {name: place for place, name in enumerate(listing.names)}
+    index = {name: number for number, name in enumerate(listing.names)}
     files = []
     for name in parts[split]:
-        own = listing.files[index[name]]
+        class_files = listing.files[index[name]]
         if same is not None:
-            of = same[index[name]]
-            own = tuple(file for file, part in zip(own, of, strict=True) if part == split)
-        files.append(own)
+            class_splits = same[index[name]]
+            class_files = tuple(
+                file for file, part in zip(class_files, class_splits, strict=True) if part == split
+            )
+        files.append(class_files)
     return Selection(tuple(parts[split]), tuple(files))
 
 
@@ -54,8 +56,8 @@ def split_classes(
         parts = split_by_fraction(listing.names, fractions, seed)
     if not parts["valid"] and len(parts["train"]) > 1:
         order = shuffled(parts["train"], seed, "image_folder held out")
-        held = math.ceil(len(order) / 10)
-        parts = {**parts, "valid": sorted(order[:held]), "train": sorted(order[held:])}
+        count = math.ceil(len(order) / 10)
+        parts = {**parts, "valid": sorted(order[:count]), "train": sorted(order[count:])}
     return parts
 
 
@@ -65,28 +67,33 @@ def split_images(listing: Listing, fractions: Fractions, seed: int) -> list[list
     As the folder says, else by fractions of each class in an order drawn with `seed`."""
     if listing.splits is not None:
         return [list(splits) for splits in listing.splits]
-    found = []
+    file_splits = []
     for name, files in zip(listing.names, listing.files, strict=True):
         names = [str(number) for number in range(len(files))]
         parts = split_by_fraction(names, fractions, seed, f"image_folder images {name}")
-        of = {number: split for split, part in parts.items() for number in part}
-        found.append([of[number] for number in names])
-    return found
+        split_of = {number: split for split, part in parts.items() for number in part}
+        file_splits.append([split_of[number] for number in names])
+    return file_splits
 
 
 def _by_folder(listing: Listing) -> dict[str, list[str]]:
     assert listing.splits is not None
-    of = {name: set(splits) for name, splits in zip(listing.names, listing.splits, strict=True)}
-    if mixed := [name for name, splits in of.items() if len(splits) > 1]:
+    class_splits = {
+        name: set(splits) for name, splits in zip(listing.names, listing.splits, strict=True)
+    }
+    if mixed := [name for name, splits in class_splits.items() if len(splits) > 1]:
         text = f"classes are in more than one split: {some(mixed)}: new tasks need new classes"
         hint = "set same_classes: true for new images of the same classes"
         raise DataError(("path", f"{text}, or {hint}"))
-    return {split: sorted(name for name in of if split in of[name]) for split in SPLITS}
+    return {
+        split: sorted(name for name in class_splits if split in class_splits[name])
+        for split in SPLITS
+    }
 
 
 def shuffled(names: Any, seed: int, purpose: str) -> list[str]:
     order = rng.permutation(rng.fold_in(seed, purpose), len(names)).tolist()
-    return [names[place] for place in order]
+    return [names[index] for index in order]
 
 
 def split_by_fraction(
@@ -112,17 +119,17 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     form = 'must be {"train": [class, ...], "valid": [...], "test": [...]}'
     if not isinstance(content, dict):
         raise DataError(("split_file", f"{path} {form}"))
-    given, problems = _by_split(content, path)
+    lists, problems = _by_split(content, path)
     parts: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     for split in SPLITS:
-        classes = given.get(split, [])
+        classes = lists.get(split, [])
         parts[split] = []
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             text = f"{path}: {split!r} is not a list of class names; the file {form}"
             problems.append(("split_file", text))
             continue
-        parts[split], absent = _known([nfc(name) for name in classes], names)
+        parts[split], absent = _resolve_classes([nfc(name) for name in classes], names)
         if absent:
             text = f"{path}: classes of {split!r} without a folder: {some(absent)}"
             problems.append(("split_file", text))
@@ -138,25 +145,25 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 def _by_split(content: dict[Any, Any], path: Path) -> tuple[dict[str, Any], Problems]:
     """(what the file lists for each split, which may be named as folders are; problems)."""
-    given: dict[str, Any] = {}
+    lists: dict[str, Any] = {}
     problems: Problems = []
     for key, classes in content.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None:
             text = f"{path}: {key!r} is not a split; {did_you_mean(str(key), SPLITS)}"
             problems.append(("split_file", text))
-        elif split in given:
+        elif split in lists:
             problems.append(("split_file", f"{path} contains the split {split!r} twice"))
         else:
-            given[split] = classes
-    return given, problems
+            lists[split] = classes
+    return lists, problems
 
 
-def _known(classes: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _resolve_classes(classes: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """(the classes meant, the names that mean none)."""
     meant, absent = [], []
-    for given in classes:
-        inside = [name for name in names if name.startswith(f"{given}/")]
-        meant.extend([given] if given in names else inside)
-        absent.extend([] if given in names or inside else [given])
+    for class_name in classes:
+        inside = [name for name in names if name.startswith(f"{class_name}/")]
+        meant.extend([class_name] if class_name in names else inside)
+        absent.extend([] if class_name in names or inside else [class_name])
     return meant, sorted(absent)

@@ -46,11 +46,11 @@ def decoded_archive(
     key = store.sha256_of_text(json.dumps([archive, names, size]))
     cache = store.cache_root() / "archives" / f"{key}.npz"
     if cache.exists():
-        found = store.load_npz(cache)
-        return found["images"], found["counts"].tolist(), str(found["sha256"])
-    wanted, groups = set(names), {name: dict[str, store.Array]() for name in names}
+        cached = store.load_npz(cache)
+        return cached["images"], cached["counts"].tolist(), str(cached["sha256"])
+    class_names, groups = set(names), {name: dict[str, store.Array]() for name in names}
     for member, content in _members(path):
-        name = class_of(member.parts[:-1], member.name, wanted)
+        name = class_of(member.parts[:-1], member.name, class_names)
         if name is not None:
             groups[name][str(member)] = _decode(path, str(member), content, size)
     counts = [len(groups[name]) for name in names]
@@ -76,13 +76,13 @@ def _members(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     """(name, content) of the images in an archive, in its order."""
     opened = _zip_members if path.name.lower().endswith(".zip") else _tar_members
     try:
-        for name, length, read in opened(path):
+        for name, length, read_content in opened(path):
             member = PurePosixPath(name)
             if member.suffix.lower() not in SUFFIXES or "__MACOSX" in member.parts:
                 continue
             if length > _MEMBER_BYTES:
                 raise DataError((str(path), f"{name!r} unpacks to {length} bytes; at most 32 MiB"))
-            yield member, read()
+            yield member, read_content()
     except DataError:
         raise
     except (*UNREADABLE, tarfile.TarError) as error:

@@ -32,9 +32,9 @@ class _Cifar(images.ImageTask):
         pool = cifar100.images_of(classes[split])
         counts = [int(pool.shape[1])] * len(pool)
         if self.repeated_images == "leave_out":
-            kept = cifar100.first_copies(list(classes.values()))[images.SPLITS.index(split)]
-            counts = [int(row.sum()) for row in kept]
-            pool = pool[torch.from_numpy(kept)]
+            masks = cifar100.first_copies(list(classes.values()))[images.SPLITS.index(split)]
+            counts = [int(row.sum()) for row in masks]
+            pool = pool[torch.from_numpy(masks)]
         where["counts"] = counts if pool.dim() == 4 else None
         source = images.image_source(pool, self, data_sha256=file.data_sha256(), **where)
         copies = "JPEG copies, quality 95"

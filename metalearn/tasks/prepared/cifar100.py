@@ -54,8 +54,8 @@ JPEG = PreparedFile(
 
 def prepared() -> PreparedFile:
     """The file that is read: published pixels, else JPEG copies."""
-    there = (store.data_root() / PIXELS.file).exists()
-    return PIXELS if there or not (store.data_root() / JPEG.file).exists() else JPEG
+    has_pixels = (store.data_root() / PIXELS.file).exists()
+    return PIXELS if has_pixels or not (store.data_root() / JPEG.file).exists() else JPEG
 
 
 def class_numbers(names: Sequence[str]) -> tuple[int, ...]:
@@ -79,8 +79,10 @@ def images_of(classes: tuple[int, ...]) -> Tensor:
 def _images_of(file: str, digest: str, classes: tuple[int, ...]) -> Tensor:
     del digest  # part of the cache's key only
     data = prepared().load()
-    found = (data["images"][n] if file == PIXELS.file else _decoded(data, n) for n in classes)
-    stacked = np.stack([np.moveaxis(images, -1, 1) for images in found])
+    class_images = (
+        data["images"][n] if file == PIXELS.file else _decoded(data, n) for n in classes
+    )
+    stacked = np.stack([np.moveaxis(images, -1, 1) for images in class_images])
     return torch.from_numpy(np.ascontiguousarray(stacked))
 
 
@@ -104,13 +106,13 @@ def first_copies(parts: Sequence[tuple[int, ...]]) -> list[store.Array]:
 
     CIFAR-100 has 26 groups of equal images, 17 of them across classes."""
     later: set[bytes] = set()
-    found: list[store.Array] = []
+    masks: list[store.Array] = []
     for classes in reversed(parts):
         images = images_of(classes).numpy()
         contents = [[image.tobytes() for image in of_class] for of_class in images]
-        found.append(np.array([[image not in later for image in row] for row in contents]))
+        masks.append(np.array([[image not in later for image in row] for row in contents]))
         later.update(image for row in contents for image in row)
-    return found[::-1]
+    return masks[::-1]
 
 
 def prepare() -> list[str]:
@@ -122,9 +124,9 @@ def prepare() -> list[str]:
     if not archive.exists():
         store.download(PUBLISHER + ARCHIVE, archive, ARCHIVE_SHA256, store.sha256_of_file)
         lines.append(f"fetched {archive}")
-    found = store.sha256_of_file(archive)
-    if found != ARCHIVE_SHA256:
-        text = f"has sha256 {found}, must be {ARCHIVE_SHA256}; move it away and prepare again"
+    digest = store.sha256_of_file(archive)
+    if digest != ARCHIVE_SHA256:
+        text = f"has sha256 {digest}, must be {ARCHIVE_SHA256}; move it away and prepare again"
         raise DataError((str(archive), text))
     try:
         store.write_npz(target, read_archive(archive))

@@ -53,4 +53,6 @@ class Clinc150(SplitTask):
         spec = self.spec_of((data["embedding"].shape[1],), len(classes), **where)
         rows = [np.flatnonzero(data["label"] == number) for number in classes]
         x = torch.as_tensor(data["embedding"][np.concatenate(rows)])
-        return RowSource(x, None, [len(of) for of in rows], spec, FILE.data_sha256())
+        return RowSource(
+            x, None, [len(class_rows) for class_rows in rows], spec, FILE.data_sha256()
+        )

@@ -44,7 +44,7 @@ class CurveSource(GeneratedSource, ABC):
         return x.to(self.spec.dtype), y.to(self.spec.dtype).unsqueeze(-1), curve
 
     @abstractmethod
-    def values(self, keys: Tensor, curve: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def values(self, keys: Tensor, curve: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [T, B, *X] and values [T, B] of curves [T] at places [T, B]."""
 
 

@@ -28,15 +28,15 @@ class PreparedFile(NamedTuple):
         if not path.exists():
             text = f"{self.file} is missing: expected in {store.data_root()}"
             raise DataError(("source", f"{text} (METALEARN_DATA); {self.origin}"))
-        found = store.load_npz(path)
+        arrays = store.load_npz(path)
         for name, (shape, dtype) in self.arrays.items():
-            array = found.get(name)
+            array = arrays.get(name)
             if array is None or not _fits(array, shape, dtype):
                 form = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
-                wanted = f"{dtype or ''} {[size or 'any' for size in shape]}".lstrip()
-                text = f"array {name!r} is {form}, must be {wanted}"
+                expected = f"{dtype or ''} {[size or 'any' for size in shape]}".lstrip()
+                text = f"array {name!r} is {form}, must be {expected}"
                 raise DataError((str(path), text))
-        return found
+        return arrays
 
     def data_sha256(self) -> str:
         """SHA-256 over the arrays that are read, in the order of `arrays`."""
@@ -52,14 +52,14 @@ class PreparedFile(NamedTuple):
         """Lines for the user; DataError unless the file is the published one."""
         self.load()
         path = store.data_root() / self.file
-        if (found := store.sha256_of_file(path)) != self.sha256:
-            raise DataError((str(path), f"has sha256 {found}, must be {self.sha256}"))
-        return [f"{path}: as published (sha256 {found})"]
+        if (digest := store.sha256_of_file(path)) != self.sha256:
+            raise DataError((str(path), f"has sha256 {digest}, must be {self.sha256}"))
+        return [f"{path}: as published (sha256 {digest})"]
 
 
 def _fits(array: store.Array, shape: Shape, dtype: str | None) -> bool:
     same = len(array.shape) == len(shape) and all(
-        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
+        expected in (None, size) for expected, size in zip(shape, array.shape, strict=True)
     )
     return same and (dtype is None or array.dtype == dtype)
 
@@ -67,5 +67,5 @@ def _fits(array: store.Array, shape: Shape, dtype: str | None) -> bool:
 @lru_cache(maxsize=16)
 def _hash(path: str, modified: int, names: tuple[str, ...]) -> str:
     del modified  # part of the cache's key only
-    found = store.load_npz(Path(path))
-    return store.sha256_of_arrays(*(found[name] for name in names))
+    arrays = store.load_npz(Path(path))
+    return store.sha256_of_arrays(*(arrays[name] for name in names))

@@ -63,28 +63,28 @@ class Icons(images.ImageTask):
         if self.designers == "all":
             return self._source(_rows(classes, data["label"]), where)
         drawn_by = data["family_split"][data["family"]]
-        known = _rows(classes, np.where(drawn_by == 0, data["label"], -1))
-        other = _rows(classes, np.where(drawn_by == code, data["label"], -1))
+        training_rows = _rows(classes, np.where(drawn_by == 0, data["label"], -1))
+        held_out_rows = _rows(classes, np.where(drawn_by == code, data["label"], -1))
         if split == "train":
-            return self._source(_large(known, self.shots + self.queries), where)
-        pairs = zip(known, other, strict=True)
-        enough = [(a, b) for a, b in pairs if len(a) >= self.shots and len(b) >= self.queries]
-        support = self.model_copy(update={"queries": 0})._source([a for a, _ in enough], where)
+            return self._source(_large(training_rows, self.shots + self.queries), where)
+        pairs = zip(training_rows, held_out_rows, strict=True)
+        large_pairs = [(a, b) for a, b in pairs if len(a) >= self.shots and len(b) >= self.queries]
+        support = self.model_copy(update={"queries": 0})._source([a for a, _ in large_pairs], where)
         if not self.queries:
             return support
-        asked = self.model_copy(update={"shots": self.queries, "queries": 0})
-        return UnseenDesigners(support, asked._source([b for _, b in enough], where))
+        query_task = self.model_copy(update={"shots": self.queries, "queries": 0})
+        return UnseenDesigners(support, query_task._source([b for _, b in large_pairs], where))
 
     def _source(self, rows: Sequence[store.Array], where: dict[str, Any]) -> images.ImageSource:
         least = self.shots + self.queries
-        small = min((len(of) for of in rows), default=least)
+        small = min((len(class_rows) for class_rows in rows), default=least)
         problems = images.episode_problems(
             self.ways, self.shots, self.queries, len(rows), small, where["split"]
         )
         if problems:
             raise ConfigError(*problems)
         pool = _images(self.size)[np.concatenate(rows)]
-        counts = [len(of) for of in rows]
+        counts = [len(class_rows) for class_rows in rows]
         digest = FILE.data_sha256()
         return images.image_source(
             torch.from_numpy(pool).unsqueeze(1), self, data_sha256=digest, counts=counts, **where
@@ -120,7 +120,7 @@ def _rows(classes: store.Array, label: store.Array) -> list[store.Array]:
 
 def _large(rows: list[store.Array], least: int) -> list[store.Array]:
     """The classes with at least `least` images."""
-    return [of for of in rows if len(of) >= least]
+    return [class_rows for class_rows in rows if len(class_rows) >= least]
 
 
 @lru_cache(maxsize=2)

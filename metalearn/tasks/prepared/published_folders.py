@@ -47,18 +47,20 @@ class PublishedFolder(images.ImageTask):
         if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
             text = f"{root} has no images of {len(absent)} of {len(names)} {split} classes: "
             raise DataError(("path", f"{text}{some(absent)}. It must be {LAYOUT}"))
-        own = torch.from_numpy(pool if pool.flags.writeable else pool.copy())
-        source = images.image_source(own, self, data_sha256=digest, counts=counts, **where)
-        fewest, most = min(counts), max(counts)
-        source.facts["images_a_class"] = fewest if fewest == most else f"{fewest} to {most}"
+        writable_pool = torch.from_numpy(pool if pool.flags.writeable else pool.copy())
+        source = images.image_source(
+            writable_pool, self, data_sha256=digest, counts=counts, **where
+        )
+        fewest, largest = min(counts), max(counts)
+        source.facts["images_a_class"] = fewest if fewest == largest else f"{fewest} to {largest}"
         return source
 
     def _root(self) -> Path:
         if self.path is not None:
             root = Path(self.path).expanduser()
         else:
-            found = [path for path in places(self.source) if path.exists()]
-            root = found[0] if found else places(self.source)[0]
+            existing = [path for path in places(self.source) if path.exists()]
+            root = existing[0] if existing else places(self.source)[0]
         if not root.exists():
             raise DataError(("path", f"{root} does not exist. {self.origin} Use {LAYOUT}"))
         return root
@@ -72,11 +74,11 @@ def places(name: str) -> list[Path]:
 
 def list_classes(root: Path, names: tuple[str, ...]) -> Listing:
     """The images of the classes `names` under a folder, each class sorted by path."""
-    wanted, groups = set(names), {name: list[Path]() for name in names}
+    class_names, groups = set(names), {name: list[Path]() for name in names}
     for file in image_files(root):
-        found = class_of(file.relative_to(root).parts[:-1], file.name, wanted)
-        if found is not None and file.suffix.lower() in SUFFIXES:
-            groups[found].append(file)
+        class_name = class_of(file.relative_to(root).parts[:-1], file.name, class_names)
+        if class_name is not None and file.suffix.lower() in SUFFIXES:
+            groups[class_name].append(file)
     return Listing(names, tuple(tuple(groups[name]) for name in names))
 
 
@@ -144,9 +146,9 @@ def data_set(task: PublishedFolder, sentence: str) -> store.DataSet:
     """Its entry in the table of data sets: found, never fetched."""
 
     def verify() -> list[str]:
-        one = task.model_copy(update={"shots": 1, "queries": 1})
+        small_task = task.model_copy(update={"shots": 1, "queries": 1})
         where: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-        sources = {split: one.source_of(split=split, **where) for split in images.SPLITS}
+        sources = {split: small_task.source_of(split=split, **where) for split in images.SPLITS}
         return [
             f"{split}: {source.spec.num_classes} classes, {source.facts['images_a_class']} images"
             for split, source in sources.items()

@@ -75,5 +75,5 @@ class SpectraSource(CurveSource):
             torch.tensor(v, dtype=torch.float64, device=spec.device) for v in (x, y)
         )
 
-    def values(self, keys: Tensor, curve: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        return self._x[place].unsqueeze(-1), self._y[curve].gather(-1, place)
+    def values(self, keys: Tensor, curve: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._x[index].unsqueeze(-1), self._y[curve].gather(-1, index)

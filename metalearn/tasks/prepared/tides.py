@@ -72,8 +72,8 @@ class Tides(SplitTask):
 
     def source_of(self, **where: Any) -> TideSource:
         data, code = FILE.load(), SPLITS.index(where["split"])
-        of = data["split" if self.split_scheme == "cells" else "shift_split"]
-        rows = np.flatnonzero(of == code)
+        splits = data["split" if self.split_scheme == "cells" else "shift_split"]
+        rows = np.flatnonzero(splits == code)
         width = 1 if self.inputs == "time" else 2 * CONSTITUENTS
         spec = curve_spec(self, POINTS, width, **where)
         amplitude, phase = (data[name][rows].astype(np.float64) for name in ("amplitude", "phase"))
@@ -100,15 +100,15 @@ class TideSource(CurveSource):
             for values in (speed * math.pi / 180, amplitude, phase * math.pi / 180)
         )
 
-    def values(self, keys: Tensor, curve: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def values(self, keys: Tensor, curve: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         begin = torch.zeros_like(curve)
         if self._options.window == "free":
             begin = rng.integers(rng.fold_in(keys, "begin"), (1,), YEAR).squeeze(-1)
-        inside = place.to(torch.float64) * HOURS / POINTS  # [T, B] hours from the begin
+        inside = index.to(torch.float64) * HOURS / POINTS  # [T, B] hours from the begin
         angle = self._speed * (begin.unsqueeze(-1) + inside).unsqueeze(-1)  # [T, B, 21]
         amplitude, phase = self._amplitude[curve], self._phase[curve]  # [T, 21]
         y = (amplitude.unsqueeze(1) * torch.cos(angle + phase.unsqueeze(1))).sum(-1)
         if self._options.inputs == "time":
             return ((inside - HOURS / 2) / 24).unsqueeze(-1), y
-        own = self._speed * inside.unsqueeze(-1)  # where the window begins is not an input
-        return torch.cat([own.cos(), own.sin()], -1), y
+        angles = self._speed * inside.unsqueeze(-1)  # where the window begins is not an input
+        return torch.cat([angles.cos(), angles.sin()], -1), y

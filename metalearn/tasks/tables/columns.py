@@ -56,7 +56,7 @@ def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Ar
         return {"x": array_of(data)}
     if isinstance(data, Mapping):
         if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
-            return _joined(data, target, group)
+            return _join_splits(data, target, group)
         return {str(name): array_of(column) for name, column in data.items()}
     names = getattr(data, "column_names", None)
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
@@ -74,7 +74,7 @@ def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     if isinstance(data, list | tuple) and not (data and _is_row(data[0])):
         return {"x": array_of(data)}
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        return _of_rows(data, target)
+        return _columns_from_rows(data, target)
     text = "pass an array, columns by name, or a data set with a length"
     hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
     raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
@@ -107,12 +107,12 @@ def _is_table(part: Any) -> bool:
     )
 
 
-def _joined(parts: Mapping[str, Any], target: str, group: str | None) -> dict[str, Array]:
+def _join_splits(parts: Mapping[str, Any], target: str, group: str | None) -> dict[str, Array]:
     tables = {SPLITS[str(name)]: columns_of(part, target, group) for name, part in parts.items()}
     names = [set(table) for table in tables.values()]
-    if any(one != names[0] for one in names):
-        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
-        raise ConfigError(("x", f"the splits have different columns: {listed}"))
+    if any(columns != names[0] for columns in names):
+        listing = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
+        raise ConfigError(("x", f"the splits have different columns: {listing}"))
     joined = {
         name: np.concatenate([table[name] for table in tables.values()])
         for name in next(iter(tables.values()))
@@ -121,16 +121,16 @@ def _joined(parts: Mapping[str, Any], target: str, group: str | None) -> dict[st
     return {**joined, "split": np.repeat(list(tables), lengths)}
 
 
-def _of_rows(data: Any, target: str) -> dict[str, Array]:
+def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
     """Columns of a data set that gives one row at a time."""
     rows = [_pair(data[number]) for number in range(len(data))]
     if not rows:
         raise ConfigError(("x", "the data set has no rows"))
     if all(isinstance(row, Mapping) for row in rows):
         names = set(rows[0])
-        if other := [number for number, row in enumerate(rows, 1) if set(row) != names]:
-            named, first = (", ".join(map(str, rows[n])) for n in (other[0] - 1, 0))
-            text = f"row {other[0]} has the columns {named}, row 1 has {first}"
+        if numbers := [number for number, row in enumerate(rows, 1) if set(row) != names]:
+            columns, first = (", ".join(map(str, rows[n])) for n in (numbers[0] - 1, 0))
+            text = f"row {numbers[0]} has the columns {columns}, row 1 has {first}"
             raise ConfigError(("x", text))
         return {str(name): array_of([row[name] for row in rows]) for name in rows[0]}
     if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
@@ -161,41 +161,41 @@ def array_of(values: Any) -> Array:
         return _in_numpy(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
         if isinstance(values[0], torch.Tensor):
-            values = [_in_numpy(one) for one in values]
+            values = [_in_numpy(item) for item in values]
         elif hasattr(values[0], "getbands"):  # a PIL image: [channels, H, W] in 0..1
-            values = [_pixels(one) for one in values]
-            if len(shapes := {one.shape for one in values}) > 1:
+            values = [_pixels(item) for item in values]
+            if len(shapes := {item.shape for item in values}) > 1:
                 text = f"images have shapes {sorted(map(list, shapes))}: convert them to one"
                 raise ConfigError(("x", text))
         if _is_mixed(values):  # numpy would make texts of all; as labels they are refused
             return np.array(values, dtype=object)
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except ValueError as error:
         raise ConfigError(("x", f"rows have different shapes ({error})")) from error
-    if found.dtype != object:
-        return found
+    if array.dtype != object:
+        return array
     try:
-        found = stacked(found)
+        array = stacked(array)
     except ValueError as error:
         raise ConfigError(("x", f"rows have different shapes ({error})")) from error
-    if found.dtype != object:
-        return found
-    gone = is_missing(found)
-    there = found[~gone]
-    if there.size and not isinstance(there[0], str):
-        if not all(isinstance(one, int | float | np.number) for one in there):
-            text = f"rows hold {', '.join(sorted({type(one).__name__ for one in there.flat}))}"
+    if array.dtype != object:
+        return array
+    missing = is_missing(array)
+    present = array[~missing]
+    if present.size and not isinstance(present[0], str):
+        if not all(isinstance(item, int | float | np.number) for item in present):
+            text = f"rows hold {', '.join(sorted({type(item).__name__ for item in present.flat}))}"
             raise ConfigError(("x", f"{text}: use numbers, or strings for labels"))
-        values = [math.nan if lost else one for one, lost in zip(found.flat, gone.flat)]
-        return np.array(values).reshape(found.shape)
-    return found
+        values = [math.nan if lost else item for item, lost in zip(array.flat, missing.flat)]
+        return np.array(values).reshape(array.shape)
+    return array
 
 
 def _is_mixed(values: Sequence[Any]) -> bool:
     """Whether there are texts among numbers."""
-    texts = any(isinstance(one, str) for one in values)
-    return texts and any(isinstance(one, int | float | np.number) for one in values)
+    texts = any(isinstance(value, str) for value in values)
+    return texts and any(isinstance(value, int | float | np.number) for value in values)
 
 
 def _pixels(image: Any) -> Array:
@@ -226,34 +226,34 @@ def hash_of(columns: Mapping[str, Array]) -> str:
 
 def names_of(columns: dict[str, Array], group: str | None, target: str) -> Array:
     """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
-    place, column = ("group", columns[group]) if group else ("target", columns[target])
+    field, column = ("group", columns[group]) if group else ("target", columns[target])
     column = column.reshape(len(column)) if column.size == len(column) else column
     if column.ndim > 1:
         text = f"names the tasks and must be one column (got {list(column.shape)})"
         text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
-        raise ConfigError((place, text))
-    if (gone := np.flatnonzero(has_no_label(column))).size:
-        text = "has no label" if str(column[gone[0]]).strip() else "is empty"
-        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: remove such rows"
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
+    if (unlabelled := np.flatnonzero(has_no_label(column))).size:
+        text = "has no label" if str(column[unlabelled[0]]).strip() else "is empty"
+        text += f" in row {unlabelled[0] + 1}{of_text(column[unlabelled[0]])}: remove such rows"
+        raise ConfigError((field, text))
     if column.dtype == object and _is_mixed(column.tolist()):
-        raise ConfigError((place, "mixes strings with numbers: use labels of one type"))
+        raise ConfigError((field, "mixes strings with numbers: use labels of one type"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
-            raise ConfigError((place, "contains labels that are not finite"))
-        refuse_rounded(column, place)
-        whole = (column == np.round(column)).all()
-        column = column.astype(np.int64) if whole else column + 0.0  # -0 is 0
+            raise ConfigError((field, "contains labels that are not finite"))
+        refuse_rounded(column, field)
+        integral = (column == np.round(column)).all()
+        column = column.astype(np.int64) if integral else column + 0.0  # -0 is 0
     names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
-    _check_names(sorted(set(names)), place)
+    _check_names(sorted(set(names)), field)
     return np.array(names)
 
 
-def _check_names(names: Sequence[str], place: str) -> None:
+def _check_names(names: Sequence[str], field: str) -> None:
     """ConfigError for two that are written otherwise alone; a warning of what may be no label."""
     if pair := alike(names):
         text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
-        raise ConfigError((place, f"{text}: use one spelling"))
+        raise ConfigError((field, f"{text}: use one spelling"))
     for name in names:
         if name.lower() in NO_VALUE:
             text = f"the label {name!r} is a class or group as any other"
@@ -275,9 +275,9 @@ def by_class(columns: dict[str, Array], target: str | None, group: str | None) -
 def by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
     """The rows of several files with a column of splits."""
     names = [list(table) for table in tables.values()]
-    if any(set(one) != set(names[0]) for one in names):
-        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
-        raise ConfigError(("path", f"the files have different columns: {listed}"))
+    if any(set(columns) != set(names[0]) for columns in names):
+        listing = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
+        raise ConfigError(("path", f"the files have different columns: {listing}"))
     lengths = [len(next(iter(table.values()))) for table in tables.values()]
     joined = {name: np.concatenate([t[name] for t in tables.values()]) for name in names[0]}
     return {**joined, BY_FILE: np.repeat(list(tables), lengths)}
@@ -295,6 +295,6 @@ def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
     if len(train) < 2:
         return chosen
     order = rng.permutation(rng.fold_in(seed, "arrays"), len(train)).tolist()
-    held = {train[k] for k in order[: -(-len(train) // 10)]}
-    kept = [k for k in train if k not in held]
-    return {**chosen, "train": kept, "valid": sorted(held)}
+    validation = {train[k] for k in order[: -(-len(train) // 10)]}
+    training = [k for k in train if k not in validation]
+    return {**chosen, "train": training, "valid": sorted(validation)}

@@ -47,16 +47,16 @@ class RealTables(SplitTask):
 
     def source_of(self, **where: Any) -> RealTableSource:
         split = where["split"]
-        rows, counts, of, digest = _pool(split)
+        rows, counts, table_of_class, digest = _pool(split)
         numbers = [NAMES.index(name) for name in dict.fromkeys(self.tables)]
-        least = min(count for count, number in zip(counts, of) if number in numbers)
+        least = min(count for count, number in zip(counts, table_of_class) if number in numbers)
         if self.shots + self.queries > least:
             text = f"{self.shots} shots + {self.queries} queries are more than the {least}"
             text = f"{text} rows that the smallest class has in the split {split}"
             raise ConfigError(("shots", f"{text}: use fewer"))
-        padded = min(of.count(number) for number in numbers) < self.ways
+        padded = min(table_of_class.count(number) for number in numbers) < self.ways
         spec = self.spec_of((WIDTH,), len(counts), padded=padded, **where)
-        return RealTableSource(rows, counts, spec, digest, of, numbers)
+        return RealTableSource(rows, counts, spec, digest, table_of_class, numbers)
 
 
 class RealTableSource(RowSource):
@@ -70,14 +70,14 @@ class RealTableSource(RowSource):
         counts: list[int],
         spec: EpisodeSpec,
         data_sha256: str,
-        of: list[int],
+        table_of_class: list[int],
         numbers: list[int],
     ) -> None:
         super().__init__(rows, None, counts, spec, data_sha256)
         self.names = [NAMES[number] for number in numbers]
-        sizes = [min(of.count(number), spec.ways) for number in numbers]
+        sizes = [min(table_of_class.count(number), spec.ways) for number in numbers]
         self.chance = sum(1 / size for size in sizes) / len(sizes)
-        self._of = torch.tensor(of, device=spec.device)
+        self._of = torch.tensor(table_of_class, device=spec.device)
         self._numbers = torch.tensor(numbers, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -89,17 +89,17 @@ class RealTableSource(RowSource):
         info = {**episode.info, "source": source}
         if not self.spec.padded:
             return episode._replace(info=info)
-        own = self._of[info["class_ids"]] == self._numbers[source].unsqueeze(-1)  # [T, N]
+        is_own = self._of[info["class_ids"]] == self._numbers[source].unsqueeze(-1)  # [T, N]
         support, query = (
-            batch._replace(weight=own.gather(1, batch.y).to(self.spec.dtype))
+            batch._replace(weight=is_own.gather(1, batch.y).to(self.spec.dtype))
             for batch in (episode.support, episode.query)
         )
         return Episode(support, query, info)
 
     def _classes(self, keys: Tensor) -> Tensor:
-        drawn = rng.uniform(rng.fold_in(keys, "classes"), (len(self._of),), dtype=torch.float64)
-        other = self._of != self._numbers[self._table(keys)].unsqueeze(-1)
-        return (drawn + other).argsort(-1)[:, : self.spec.ways]
+        priority = rng.uniform(rng.fold_in(keys, "classes"), (len(self._of),), dtype=torch.float64)
+        is_other = self._of != self._numbers[self._table(keys)].unsqueeze(-1)
+        return (priority + is_other).argsort(-1)[:, : self.spec.ways]
 
     def _classes_of_examples(self) -> Tensor:
         return torch.isin(self._of, self._numbers).nonzero().squeeze(-1)
@@ -115,26 +115,31 @@ class RealTableSource(RowSource):
 
 def _pool(split: str) -> tuple[Tensor, list[int], list[int], str]:
     """(rows [R, 64] class after class, rows of each class, its table, hash) of a split."""
-    parts, counts, of, every = [], [], [], []
+    parts, counts, table_of_class, tables = [], [], [], []
     for number, name in enumerate(NAMES):
         x, y = _table(name)
-        every += [x, y]
+        tables += [x, y]
         for label in np.unique(y):
             rows = np.unique(x[y == label], axis=0)
             order = rng.permutation(rng.fold_in(0, "tables", name, int(label)), len(rows)).numpy()
             low, high = (round(share * len(rows)) for share in SHARES[split])
-            own = rows[order[low:high]]
-            parts.append(np.pad(own, ((0, 0), (0, WIDTH - x.shape[1]))))
+            split_rows = rows[order[low:high]]
+            parts.append(np.pad(split_rows, ((0, 0), (0, WIDTH - x.shape[1]))))
             counts.append(high - low)
-            of.append(number)
-    return torch.from_numpy(np.concatenate(parts)), counts, of, store.sha256_of_arrays(*every)
+            table_of_class.append(number)
+    return (
+        torch.from_numpy(np.concatenate(parts)),
+        counts,
+        table_of_class,
+        store.sha256_of_arrays(*tables),
+    )
 
 
 def _table(name: str) -> tuple[Any, Any]:
     """(x [R, F] float64, y [R] int64) of a table that comes with scikit-learn."""
     from sklearn import datasets
 
-    found = getattr(datasets, f"load_{name}")()
-    x, y = np.asarray(found.data, dtype=np.float64), np.asarray(found.target)
-    above = y > np.median(y) if found.get("target_names") is None else y
+    data = getattr(datasets, f"load_{name}")()
+    x, y = np.asarray(data.data, dtype=np.float64), np.asarray(data.target)
+    above = y > np.median(y) if data.get("target_names") is None else y
     return x, np.asarray(above, dtype=np.int64)

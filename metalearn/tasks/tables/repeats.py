@@ -24,17 +24,17 @@ def repeats(
     Warnings, once, of the first two."""
     flat = _flat(x, y)
     keys = np.fromiter((hash(row.tobytes()) for row in flat), np.int64, len(flat))
-    which = np.unique(keys, return_inverse=True)[1]  # [R], a number of each different row
-    pairs = np.unique(which * (place.max() + 1) + place)  # of a row and a class or group
-    places = np.bincount(pairs // (place.max() + 1))  # of each different row
-    found = {
-        "rows_in_several": int((places[which] > 1).sum()),
+    row_ids = np.unique(keys, return_inverse=True)[1]  # [R], a number of each different row
+    pairs = np.unique(row_ids * (place.max() + 1) + place)  # of a row and a class or group
+    class_counts = np.bincount(pairs // (place.max() + 1))  # of each different row
+    counts = {
+        "rows_in_several": int((class_counts[row_ids] > 1).sum()),
         "rows_repeated": len(x) - len(pairs),
-        "test_rows_in_training": int(np.isin(which[test], which[train]).sum()),
+        "test_rows_in_training": int(np.isin(row_ids[test], row_ids[train]).sum()),
     }
-    found = {name: count for name, count in found.items() if count}
-    _warn(found, len(x), y is not None)
-    return found
+    counts = {name: count for name, count in counts.items() if count}
+    _warn(counts, len(x), y is not None)
+    return counts
 
 
 def _flat(x: NDArray[Any], y: NDArray[Any] | None) -> NDArray[np.float64]:
@@ -43,13 +43,13 @@ def _flat(x: NDArray[Any], y: NDArray[Any] | None) -> NDArray[np.float64]:
     return np.concatenate(parts, 1, dtype=np.float64) + 0.0  # -0 becomes 0
 
 
-def _warn(found: dict[str, int], rows: int, values: bool) -> None:
+def _warn(counts: dict[str, int], rows: int, values: bool) -> None:
     kind, same = ("group", "inputs and values") if values else ("class", "inputs")
-    several, again = (found.get(name, 0) for name in ("rows_in_several", "rows_repeated"))
+    several, again = (counts.get(name, 0) for name in ("rows_in_several", "rows_repeated"))
     if several:
-        shared = found.get("test_rows_in_training", 0)
-        both = f", {shared} of them test rows that are in training" if shared else ""
-        text = f"{several} of {rows} rows have the same {same} as a row of another {kind}{both}"
+        shared = counts.get("test_rows_in_training", 0)
+        detail = f", {shared} of them test rows that are in training" if shared else ""
+        text = f"{several} of {rows} rows have the same {same} as a row of another {kind}{detail}"
         warn_once(f"task: {text}: remove unintended repeats")
     if again:
         text = f"{again} of {rows} rows have the same {same} as another of their {kind}"
@@ -60,13 +60,15 @@ def check_varies(y: NDArray[Any], train: Rows, name: str) -> None:
     """ConfigError where values y [R, C] are the same in all training rows.
 
     A warning, once, where some of their columns are. `name` is the column's in the file."""
-    known = y[train]
-    if len(known) < 2:
+    training = y[train]
+    if len(training) < 2:
         return
-    constant = np.flatnonzero((known == known[0]).all(0)).tolist()
+    constant = np.flatnonzero((training == training[0]).all(0)).tolist()
     if constant and len(constant) == y.shape[1]:
-        text = f"{name!r} is {known[0, 0]:.6g} in all {len(known)} rows of the training split"
+        text = f"{name!r} is {training[0, 0]:.6g} in all {len(training)} rows of the training split"
         raise ConfigError(("target", f"{text}, so that there is nothing to predict"))
     if constant:
-        text = f"task: output {constant[0] + 1} of {name!r} is {known[0, constant[0]]:.6g} in all"
+        text = (
+            f"task: output {constant[0] + 1} of {name!r} is {training[0, constant[0]]:.6g} in all"
+        )
         warn_once(f"{text} rows of the training split")

@@ -72,11 +72,13 @@ class RowSource:
 
         The rows of a class get random numbers, and those with the smallest ones are taken; rows
         beyond a class's own count get the largest."""
-        places = torch.arange(self.spec.ways, device=keys.device)
+        labels = torch.arange(self.spec.ways, device=keys.device)
         width = int(self._counts.max())
-        drawn = rng.uniform(rng.fold_in(keys.unsqueeze(-1), places), (width,), dtype=torch.float64)
+        priority = rng.uniform(
+            rng.fold_in(keys.unsqueeze(-1), labels), (width,), dtype=torch.float64
+        )
         outside = torch.arange(width, device=keys.device) >= self._counts[ids].unsqueeze(-1)
-        order = drawn.masked_fill(outside, 2.0).argsort(-1)
+        order = priority.masked_fill(outside, 2.0).argsort(-1)
         return order[..., : self.spec.shots + self.spec.queries] + self._starts[ids].unsqueeze(-1)
 
     def _part(self, keys: Tensor, rows: Tensor) -> Batch:
@@ -84,5 +86,5 @@ class RowSource:
         tasks, ways, each = rows.shape
         order = rng.permutation(keys, ways * each)
         labels = order // each if each else order
-        chosen = rows.reshape(tasks, ways * each).gather(-1, order)
-        return Batch(self._x[chosen], labels if self._y is None else self._y[chosen])
+        indices = rows.reshape(tasks, ways * each).gather(-1, order)
+        return Batch(self._x[indices], labels if self._y is None else self._y[indices])

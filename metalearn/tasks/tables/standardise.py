@@ -28,9 +28,9 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
         raise ConfigError(("standardise", text))
     if not len(rows):
         raise ConfigError(("standardise", "needs rows of the training split, but it has none"))
-    known = x[rows].astype(np.float64)
-    means, deviations = known.mean(0), known.std(0)
-    rounding = np.where(_is_float32(known), ROUNDING, ROUNDING_FLOAT64)
+    training = x[rows].astype(np.float64)
+    means, deviations = training.mean(0), training.std(0)
+    rounding = np.where(_is_float32(training), ROUNDING, ROUNDING_FLOAT64)
     deviations[deviations <= rounding * np.abs(means)] = 1
     return tuple(means.tolist()), tuple(deviations.tolist())
 
@@ -41,8 +41,8 @@ def _is_float32(x: NDArray[np.float64]) -> NDArray[np.bool_]:
     Whole numbers that float32 counts one by one are not rounded."""
     with np.errstate(over="ignore"):
         short = (x == x.astype(np.float32)).all(0)
-    whole = ((x == np.round(x)) & (np.abs(x) < 2**24)).all(0)
-    return np.asarray(short & ~whole)
+    integral = ((x == np.round(x)) & (np.abs(x) < 2**24)).all(0)
+    return np.asarray(short & ~integral)
 
 
 def standardise(x: Tensor, found: Moments) -> Tensor:
@@ -60,23 +60,23 @@ def restore(values: Tensor, found: Moments) -> Tensor:
     )
     step = torch.finfo(values.dtype).eps * max(abs(part) for part in found[0])
     coarse = step > RESOLVED * min(found[1])
-    whole = values.double() * deviation + mean
-    return whole if coarse else whole.to(values.dtype)
+    restored = values.double() * deviation + mean
+    return restored if coarse else restored.to(values.dtype)
 
 
 def moments_of(
-    given: Moments | None, rows: NDArray[Any], training: NDArray[np.int64], name: str
+    configured: Moments | None, rows: NDArray[Any], training: NDArray[np.int64], name: str
 ) -> Moments:
     """The given moments of rows [R, F], or those of the training rows; `name` is their field.
 
     ConfigError where there is not one of each column."""
-    found = given or moments(rows, training)
-    if min(found[1], default=1) <= 0:
+    result = configured or moments(rows, training)
+    if min(result[1], default=1) <= 0:
         raise ConfigError((name, "must be means, and standard deviations > 0"))
-    if any((len(part),) != rows.shape[1:] for part in found):
-        text = f"are of {len(found[0])} columns, and rows have {list(rows.shape[1:])}"
+    if any((len(part),) != rows.shape[1:] for part in result):
+        text = f"are of {len(result[0])} columns, and rows have {list(rows.shape[1:])}"
         raise ConfigError((name, text))
-    return found
+    return result
 
 
 def check_scale(split: str, inputs: Tensor, targets: Tensor | None, dtype: torch.dtype) -> None:
@@ -102,14 +102,16 @@ def _warn_if_large(name: str, values: Tensor, remedy: str) -> None:
 
 
 def _check_type(name: str, values: Tensor, dtype: torch.dtype) -> None:
-    kind, made = str(dtype).removeprefix("torch."), values.to(dtype)
-    if not made.isfinite().all():
+    kind, converted = str(dtype).removeprefix("torch."), values.to(dtype)
+    if not converted.isfinite().all():
         text = f"hold {float(values.abs().max()):.3g}, which {kind} has no number for: scale them"
         raise ConfigError((name, text))
     if values.dim() != 2 or not len(values) or values.dtype == dtype:
         return
     varies = values.amax(0) > values.amin(0)
-    lost = (varies & (made.amax(0) == made.amin(0))).nonzero().flatten().tolist()
+    lost = (varies & (converted.amax(0) == converted.amin(0))).nonzero().flatten().tolist()
     if lost:
         text = f"task: {name} of column {lost[0] + 1} vary by less than {kind} resolves and all"
-        warn_once(f"{text} become {float(made[0, lost[0]]):.6g}: subtract a constant from them")
+        warn_once(
+            f"{text} become {float(converted[0, lost[0]]):.6g}: subtract a constant from them"
+        )

@@ -76,21 +76,21 @@ class TableSource(GeneratedSource):
         spec = self.spec
         keys, each = self.keys(key, num_tasks, start), spec.shots + spec.queries
         ways = ways_of(keys, self._ways).unsqueeze(-1)  # [T, 1]
-        place = torch.arange(spec.ways * each, device=keys.device)
+        row_index = torch.arange(spec.ways * each, device=keys.device)
         clustered = rng.uniform(rng.fold_in(keys, "kind"), (1,), dtype=F64) < CLUSTERED
         causes = _causes(keys, spec.ways, each, clustered)
         nodes = _nodes(keys, causes, spec.x_shape[0])
         target, table = _columns(keys, nodes, spec.x_shape[0], self._columns)
         table = table.to(spec.dtype)
-        target = torch.where(place < ways * each, target, 1e9 + place)
-        order = torch.where(clustered, place, target.argsort(-1))  # class after class
-        drawn = rng.uniform(rng.fold_in(keys, "labels"), (spec.ways,), dtype=F64)
+        target = torch.where(row_index < ways * each, target, 1e9 + row_index)
+        order = torch.where(clustered, row_index, target.argsort(-1))  # class after class
+        priority = rng.uniform(rng.fold_in(keys, "labels"), (spec.ways,), dtype=F64)
         label = torch.arange(spec.ways, device=keys.device)
-        ids = torch.where(label < ways, drawn, 1.0 + label).argsort(-1)
+        ids = torch.where(label < ways, priority, 1.0 + label).argsort(-1)
         rows = order.view(num_tasks, spec.ways, each)
         rows = rows.gather(1, ids.unsqueeze(-1).expand_as(rows))
-        mixed = rng.uniform(rng.fold_in(keys, "rows"), (spec.ways, each), dtype=F64).argsort(-1)
-        rows = rows.gather(-1, mixed)
+        shuffle = rng.uniform(rng.fold_in(keys, "rows"), (spec.ways, each), dtype=F64).argsort(-1)
+        rows = rows.gather(-1, shuffle)
         support = _part(rng.fold_in(keys, "support"), table, rows[..., : spec.shots])
         query = _part(rng.fold_in(keys, "query"), table, rows[..., spec.shots :])
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=keys.device)
@@ -101,8 +101,8 @@ def _part(keys: Tensor, table: Tensor, rows: Tensor) -> Batch:
     """Rows [T, N, R] of a table [T, M, F] as one permuted set a task."""
     tasks, ways, each = rows.shape
     order = rng.permutation(keys, ways * each)
-    chosen = rows.reshape(tasks, ways * each).gather(-1, order)
-    x = table.gather(1, chosen.unsqueeze(-1).expand(-1, -1, table.shape[-1]))
+    indices = rows.reshape(tasks, ways * each).gather(-1, order)
+    x = table.gather(1, indices.unsqueeze(-1).expand(-1, -1, table.shape[-1]))
     return Batch(x, order // each if each else order)
 
 
@@ -130,15 +130,17 @@ def _nodes(keys: Tensor, causes: Tensor, columns: int) -> Tensor:
     density = _log_uniform(rng.fold_in(keys, "density"), 0.1, 1.0).unsqueeze(-1)
     layers = []
     for layer in range(LAYERS):
-        own = rng.fold_in(keys, "layer", layer)
+        layer_keys = rng.fold_in(keys, "layer", layer)
         shape = (z.shape[-1], width)
-        there = rng.uniform(rng.fold_in(own, "edges"), shape, dtype=F64) < density
-        parent = rng.integers(rng.fold_in(own, "parent"), (1, width), shape[0])  # of every node
-        there = there | (torch.arange(shape[0], device=keys.device).unsqueeze(-1) == parent)
-        z = z @ (rng.normal(rng.fold_in(own, "weights"), shape, F64) * there)
-        bias = rng.normal(rng.fold_in(own, "bias"), (1, width), F64)
-        z = _activated(rng.fold_in(own, "activation"), _scaled(z) + bias)
-        z = _scaled(z) + noise * rng.normal(rng.fold_in(own, "noise"), z.shape[1:], F64)
+        edges = rng.uniform(rng.fold_in(layer_keys, "edges"), shape, dtype=F64) < density
+        parent = rng.integers(
+            rng.fold_in(layer_keys, "parent"), (1, width), shape[0]
+        )  # of every node
+        edges = edges | (torch.arange(shape[0], device=keys.device).unsqueeze(-1) == parent)
+        z = z @ (rng.normal(rng.fold_in(layer_keys, "weights"), shape, F64) * edges)
+        bias = rng.normal(rng.fold_in(layer_keys, "bias"), (1, width), F64)
+        z = _activated(rng.fold_in(layer_keys, "activation"), _scaled(z) + bias)
+        z = _scaled(z) + noise * rng.normal(rng.fold_in(layer_keys, "noise"), z.shape[1:], F64)
         layers.append(z)
     return torch.cat(layers, -1)
 
@@ -146,10 +148,10 @@ def _nodes(keys: Tensor, causes: Tensor, columns: int) -> Tensor:
 def _activated(keys: Tensor, z: Tensor) -> Tensor:
     """Each node by one of six activations: [T, M, W] -> [T, M, W]."""
     kind = rng.integers(keys, (1, z.shape[-1]), 6)
-    found = z
-    for number, other in enumerate((z.tanh(), z.relu(), z.sin(), z.abs(), (4 * z).tanh()), 1):
-        found = torch.where(kind == number, other, found)
-    return found
+    result = z
+    for number, activated in enumerate((z.tanh(), z.relu(), z.sin(), z.abs(), (4 * z).tanh()), 1):
+        result = torch.where(kind == number, activated, result)
+    return result
 
 
 def _scaled(z: Tensor) -> Tensor:
@@ -160,21 +162,21 @@ def _scaled(z: Tensor) -> Tensor:
 
 def _columns(keys: Tensor, nodes: Tensor, width: int, ends: Range) -> tuple[Tensor, Tensor]:
     """(the target node [T, M], the table [T, M, F]) of nodes [T, M, W]."""
-    drawn = rng.uniform(rng.fold_in(keys, "columns"), (nodes.shape[-1],), dtype=F64)
-    chosen = drawn.argsort(-1)[:, : width + 1].unsqueeze(1)
-    z = nodes.gather(-1, chosen.expand(-1, nodes.shape[1], -1))
+    priority = rng.uniform(rng.fold_in(keys, "columns"), (nodes.shape[-1],), dtype=F64)
+    node_order = priority.argsort(-1)[:, : width + 1].unsqueeze(1)
+    z = nodes.gather(-1, node_order.expand(-1, nodes.shape[1], -1))
     target, z = z[..., -1], z[..., :-1]
     count = _log_uniform(rng.fold_in(keys, "width"), ends[0], ends[1] + 1).floor()
-    place = torch.arange(width, device=keys.device)
+    index = torch.arange(width, device=keys.device)
     kind = rng.uniform(rng.fold_in(keys, "kinds"), (width,), dtype=F64)
     some = rng.uniform(rng.fold_in(keys, "mixed"), (2,), dtype=F64)  # shares of two kinds
     share = torch.where(some < 0.5, torch.zeros_like(some), some - 0.5).unsqueeze(1)
     # The first column is a number, so that rows differ.
-    category = (kind < share[..., 0]) & (place > 0)
+    category = (kind < share[..., 0]) & (index > 0)
     skewed = kind > 1 - share[..., 1]
     z = torch.where(skewed.unsqueeze(1), (0.7 * z).exp(), z)
     z = torch.where(category.unsqueeze(1), _categories(rng.fold_in(keys, "categories"), z), z)
-    return target, z * (place < count).unsqueeze(1)
+    return target, z * (index < count).unsqueeze(1)
 
 
 def _categories(keys: Tensor, z: Tensor) -> Tensor:
