@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
-from metalearn.evaluate.curves import _most_at_once, learning_curve
+from metalearn.evaluate.curves import _max_chunk, learning_curve
 from metalearn.rng import fold_in, normal
 from metalearn.tasks import Sinusoid
 from metalearn.types import (
@@ -64,9 +64,9 @@ WAVES = Sinusoid(shots=3, queries=8, amplitude=(1.0, 5.0)).build("test", dtype=F
 
 
 def test_large_networks_are_tested_few_tasks_at_once() -> None:
-    assert _most_at_once({"w": torch.zeros(112_000)}) > 50
-    assert _most_at_once({"w": torch.zeros(1).expand(11_000_000)}) == 3
-    assert _most_at_once({}) > 50
+    assert _max_chunk({"w": torch.zeros(112_000)}) > 50
+    assert _max_chunk({"w": torch.zeros(1).expand(11_000_000)}) == 3
+    assert _max_chunk({}) > 50
 
 
 def test_scores_of_a_regression_are_squared_errors() -> None:

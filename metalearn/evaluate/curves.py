@@ -59,7 +59,7 @@ class Curve:
     fingerprint: str = ""
     traits: dict[str, object] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: facts of each task
-    nll: Tensor | None = None  # [E, P], nats a label or target; NaN where none is predicted
+    nll: Tensor | None = None  # [E, P], nats per label or target; NaN if none is predicted
     # [P], over the queries of all tasks whose predictions are finite; NaN likewise
     calibration_error: Tensor | None = None
 
@@ -81,7 +81,7 @@ class Curve:
 
     @property
     def diverged_share(self) -> Tensor:
-        """[P], share of episodes that diverged."""
+        """[P], fraction of episodes that diverged."""
         return self.diverged.to(self.loss.dtype).mean(0)
 
     def converged(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,9 +89,9 @@ class Curve:
         return _mean_without(self.diverged, values)
 
     def likelihood(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(mean [P], ci95 [P], share of episodes left out [P]) of `nll`; None without one.
+        """(mean [P], ci95 [P], fraction of episodes left out [P]) of `nll`; None without one.
 
-        An episode is left out where it diverged or has no finite value."""
+        An episode is left out if it diverged or has no finite value."""
         if self.nll is None or self.nll.isnan().all():
             return None
         left_out = self.diverged | ~self.nll.isfinite()
@@ -99,7 +99,7 @@ class Curve:
 
 
 def _mean_without(left_out: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean [P], ci95 [P]) of `values` [E, P] without some of them; NaN where none is left."""
+    """(mean [P], ci95 [P]) of `values` [E, P] without those left out; NaN if none is left."""
     included = (~left_out).to(values.dtype)
     count = included.sum(0)
     clean = torch.where(left_out, torch.zeros_like(values), values)
@@ -110,15 +110,15 @@ def _mean_without(left_out: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_ci95(values: Tensor) -> Tensor:
-    """Half width of the 95 % interval of a mean over tasks: [E, ...] -> [...]; NaN for one task."""
+    """Return half the 95 % interval of a mean over tasks: [E, ...] -> [...]; NaN for one task."""
     freedom = torch.tensor(max(1.0, len(values) - 1.0), dtype=values.dtype)
     half: Tensor = _t_quantile(freedom) * values.std(0) / len(values) ** 0.5
     return half
 
 
 def _t_quantile(freedom: Tensor) -> Tensor:
-    found = t_quantile(0.975, freedom.detach().cpu().numpy())
-    return torch.as_tensor(found, dtype=freedom.dtype, device=freedom.device)
+    quantiles = t_quantile(0.975, freedom.detach().cpu().numpy())
+    return torch.as_tensor(quantiles, dtype=freedom.dtype, device=freedom.device)
 
 
 class Scores(NamedTuple):
@@ -127,22 +127,22 @@ class Scores(NamedTuple):
     accuracy: Tensor  # [E, P]
     loss: Tensor  # [E, P]
     finite: Tensor  # [E, P] bool
-    nll: Tensor  # [E, P]; NaN where no probability is predicted
+    nll: Tensor  # [E, P]; NaN if no probability is predicted
     counts: Tensor  # [E, P, BINS, 3] of losses.calibration_counts; NaN for regression
     notes: dict[str, Tensor]  # [E, ...]
 
 
 def check_same_task(method: Method, spec: EpisodeSpec) -> None:
-    """ConfigError, with every difference, for a method that was built for another kind of task."""
-    built = method.spec
+    """Raises ConfigError with every difference if the method was built for other tasks."""
+    method_spec = method.spec
     names = ["kind", "ways", "x_shape", "outputs"]
-    wrong = [name for name in names if getattr(built, name) != getattr(spec, name)]
+    wrong = [name for name in names if getattr(method_spec, name) != getattr(spec, name)]
     if wrong:
         raise ConfigError(
             *(
                 (
                     f"task.{name}",
-                    f"the method was built for {getattr(built, name)}, these episodes have "
+                    f"the method was built for {getattr(method_spec, name)}, these episodes have "
                     f"{getattr(spec, name)}: build it with the spec of this source",
                 )
                 for name in wrong
@@ -178,7 +178,7 @@ def learning_curve(
     (0, 1)
     """
     points = curve_points(method, source, steps, episodes)
-    found = score_episodes(
+    scores = score_episodes(
         method,
         meta,
         source,
@@ -189,13 +189,13 @@ def learning_curve(
         ledger=ledger,
         draw_seed=draw_seed,
     )
-    return make_curve(found, source, points, seed)
+    return make_curve(scores, source, points, seed)
 
 
 def curve_points(
     method: Method, source: TaskSource, steps: Sequence[int] | int, episodes: int
 ) -> tuple[int, ...]:
-    """The points of the curve; ConfigError for what cannot be measured."""
+    """Return the points of the curve; raises ConfigError if they cannot be measured."""
     check_same_task(method, source.spec)
     if source.spec.queries == 0:
         raise ConfigError(("task.queries", "must be >= 1 (got 0)"))
@@ -216,55 +216,55 @@ def score_episodes(
     ledger: Ledger | None,
     draw_seed: int = 0,
 ) -> Scores:
-    """Scores of the episodes numbered span[0] up to span[1], of which there is at least one."""
-    key, chunk = fold_in(seed, "episodes"), min(chunk, _most_at_once(meta))
+    """Return the scores of episodes span[0] to span[1] - 1, of which there is at least one."""
+    key, chunk = fold_in(seed, "episodes"), min(chunk, _max_chunk(meta))
     rows = []
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
         batch = source.sample(key, min(chunk, span[1] - start), start)
         check_targets(batch, source.spec)
-        named = {"key": learn_keys(batch.info["key"], draw_seed)}
-        spent = NullLedger() if ledger is None else ledger
+        options = {"key": learn_keys(batch.info["key"], draw_seed)}
+        task_ledger = NullLedger() if ledger is None else ledger
         if batch.query.weight is not None:
-            named["query_weight"] = batch.query.weight
-        learned = method.learn(meta, *learner_inputs(batch), points, ledger=spent, **named)
-        if not isinstance(spent, NullLedger):  # which keeps nothing that could be missing
-            require_phases(spent, method.traits.phases)
+            options["query_weight"] = batch.query.weight
+        learned = method.learn(meta, *learner_inputs(batch), points, ledger=task_ledger, **options)
+        if not isinstance(task_ledger, NullLedger):  # which keeps nothing that could be missing
+            require_phases(task_ledger, method.traits.phases)
         facts = {"source": batch.info["source"]} if "source" in batch.info else {}
-        found = {**learned.notes, **facts}
-        notes.append({name: value.detach() for name, value in found.items()})
-        rows.append(_scored(source.spec, learned, batch.query))
+        batch_notes = {**learned.notes, **facts}
+        notes.append({name: value.detach() for name, value in batch_notes.items()})
+        rows.append(_score(source.spec, learned, batch.query))
     accuracies, losses, finite, nll, counts = (torch.cat(part) for part in zip(*rows, strict=True))
     joined = {name: torch.cat([part[name] for part in notes]) for name in notes[0]}
     return Scores(accuracies, losses, finite, nll, counts, joined)
 
 
-def _most_at_once(meta: Meta) -> int:
-    """Tasks whose own parameters, of which a method holds several copies, fit into a GiB.
+def _max_chunk(meta: Meta) -> int:
+    """Return the number of tasks whose parameters, in several copies each, fit into 1 GiB.
 
-    On every device: what is free of its memory differs from one moment to the next, and the
-    rounding of a batch with its size."""
+    It is the same on every device: free memory varies over time, and rounding depends on the batch
+    size."""
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves(meta))
     return max(1, 2**30 // (8 * size)) if size else 2**30
 
 
-def make_curve(found: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
-    """The curve of all episodes, in the order of their numbers."""
+def make_curve(scores: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
+    """Return the curve of all episodes, in the order of their numbers."""
     return Curve(
         steps=points,
         metric=source.spec.metric,
-        scores=found.accuracy if source.spec.classification else found.loss,
-        loss=found.loss,
-        diverged=~found.finite | _exploded(source.spec, found.loss),
+        scores=scores.accuracy if source.spec.classification else scores.loss,
+        loss=scores.loss,
+        diverged=~scores.finite | _has_diverged(source.spec, scores.loss),
         fingerprint=fingerprint(source, seed),
-        notes=found.notes,
-        nll=found.nll,
-        calibration_error=calibration_error(found.counts.sum(0)),
+        notes=scores.notes,
+        nll=scores.nll,
+        calibration_error=calibration_error(scores.counts.sum(0)),
     )
 
 
 def learner_inputs(episodes: Episode) -> tuple[Batch, Tensor]:
-    """What a method receives of new tasks: support sets and query inputs, as copies.
+    """Return what a method receives of new tasks: support sets and query inputs, as copies.
 
     A source may cut support and query out of one tensor, and a view of it would give access to the
     labels of the queries."""
@@ -272,13 +272,13 @@ def learner_inputs(episodes: Episode) -> tuple[Batch, Tensor]:
 
 
 def learn_keys(episodes: Key, draw_seed: int = 0) -> Key:
-    """Keys [T] for `learn`, of episodes with the keys `info["key"]` [T]."""
+    """Return keys [T] for `learn` from the episode keys `info["key"]` [T]."""
     keys = fold_in(episodes, "learn")
     return fold_in(keys, draw_seed) if draw_seed else keys
 
 
-def _scored(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, ...]:
-    """Predictions [T, P, M, C] against [T, M, ...] -> the tensors of `Scores`, each [T, P, ...]."""
+def _score(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, ...]:
+    """Score predictions [T, P, M, C] of [T, M, ...] -> tensors of `Scores`, each [T, P, ...]."""
     y, weight, predictions = zero_padding(query).y, query.weight, learned.predictions.detach()
     truth = y.unsqueeze(1).expand(*predictions.shape[:2], *y.shape[1:])
     if weight is not None:
@@ -287,32 +287,32 @@ def _scored(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, 
         predictions = torch.where(present, predictions, torch.zeros_like(predictions))
     finite = predictions.isfinite().flatten(2).all(-1)
     loss = criterion(spec)(predictions, truth, weight, batch_dims=2)
-    unknown = torch.full_like(loss, float("nan"))
+    undefined = torch.full_like(loss, float("nan"))
     if not spec.classification:
-        nll, deviation = unknown, learned.log_deviation
+        nll, deviation = undefined, learned.log_deviation
         if deviation is not None:
             nll = gaussian_nll(predictions, deviation.detach(), truth, weight, batch_dims=2)
-        counts = unknown[..., None, None].expand(*loss.shape, BINS, 3)
-        return torch.where(finite, unknown, torch.zeros_like(loss)), loss, finite, nll, counts
-    right = accuracy(predictions, truth, weight, batch_dims=2)
+        counts = undefined[..., None, None].expand(*loss.shape, BINS, 3)
+        return torch.where(finite, undefined, torch.zeros_like(loss)), loss, finite, nll, counts
+    correct = accuracy(predictions, truth, weight, batch_dims=2)
     nll = cross_entropy(predictions, truth, weight, batch_dims=2)
     counts = calibration_counts(predictions, truth, weight, batch_dims=2)
     counts = torch.where(finite[..., None, None], counts, torch.zeros_like(counts))
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
-    return torch.where(finite, right, torch.zeros_like(right)), loss, finite, nll, counts
+    return torch.where(finite, correct, torch.zeros_like(correct)), loss, finite, nll, counts
 
 
-def _exploded(spec: EpisodeSpec, losses: Tensor) -> Tensor:
+def _has_diverged(spec: EpisodeSpec, losses: Tensor) -> Tensor:
     if spec.classification or callable(spec.loss):  # an own loss may be negative
         return ~losses.isfinite()
     return ~(losses <= DIVERGED_FACTOR * losses[:, :1].mean())
 
 
 def fingerprint(source: TaskSource, seed: int) -> str:
-    """SHA-256 over x and y of the first 32 test episodes, rounded to 1e-4.
+    """Return the SHA-256 over x and y of the first 32 test episodes, rounded to 1e-4.
 
-    Generated episodes are drawn on the CPU: sines of another device differ in the last bit, which
-    moves some numbers over an edge of rounding."""
+    Generated episodes are sampled on the CPU: sines of another device differ in the last bit, which
+    changes how some numbers round."""
     if source.spec.device != "cpu":
         source = getattr(source, "on_cpu", lambda: source)()
     episode: Episode = source.sample(fold_in(seed, "episodes"), FINGERPRINTED)

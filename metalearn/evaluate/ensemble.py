@@ -13,19 +13,21 @@ from metalearn.types import Learned, Meta, Method
 
 
 def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
-    """A method whose `learn` ignores its meta and averages over `metas`.
+    """Return a method whose `learn` ignores its meta and averages over `metas`.
 
-    Classes: the log of the mean of the softmax outputs. Regression: the mean output; where every
-    member predicts a deviation s_i, the mean m and deviation of their mixture (Lakshminarayanan et
-    al. 2017, arXiv:1612.01474, section 2.4), s^2 = mean of s_i^2 + (m_i - m)^2. [T, P, M, C] as
-    ever."""
+    Classes: the log of the mean of the softmax outputs. Regression: the mean output; if every
+    member predicts a standard deviation s_i, the mean m and standard deviation of their mixture
+    (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4),
+    s^2 = mean of s_i^2 + (m_i - m)^2. Predictions are [T, P, M, C]."""
 
     def learn(meta: Meta, *args: Any, **kwargs: Any) -> Learned:
         del meta
-        members = [method.learn(one, *args, **kwargs) for one in metas]
-        outputs = torch.stack([one.predictions for one in members])
+        members = [method.learn(member, *args, **kwargs) for member in metas]
+        outputs = torch.stack([member.predictions for member in members])
         mean = mean_prediction(outputs, method.spec.classification)
-        deviations = [one.log_deviation for one in members if one.log_deviation is not None]
+        deviations = [
+            member.log_deviation for member in members if member.log_deviation is not None
+        ]
         if len(deviations) < len(members):
             return Learned(mean, {})
         variance = (2 * torch.stack(deviations)).exp().mean(0) + outputs.var(0, correction=0)

@@ -36,11 +36,11 @@ class Stretch(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """One method: what it spends before the first task, and on each."""
+    """Costs of one method: before the first task, and per task."""
 
     up_front: Array  # [S]
     per_task: Array  # [S, E], its mean is the cost of one solved task
-    failures: Array | float = 0.0  # [S, E], the part of it that is due to failed tasks
+    failures: Array | float = 0.0  # [S, E], the part of per_task that is due to failed tasks
     stretch: Stretch = Stretch()  # of the interval of that part
 
 
@@ -57,7 +57,7 @@ class Limits(NamedTuple):
         return np.asarray((self.low <= self.rounding) & (self.high >= -self.rounding))
 
     def one(self) -> tuple[float, float, float, float]:
-        """The first of them as numbers."""
+        """Return the first element of each as a float."""
         value, low, high, rounding = (float(part[0]) for part in self)
         return value, low, high, rounding
 
@@ -76,13 +76,13 @@ class Spread(NamedTuple):
         ]
         over_seeds = np.asarray(sum(np.asarray(variance) for variance, _ in parts))
         over_tasks = [(weights[1] ** 2 * variance, freedom) for variance, freedom in self.tasks]
-        variance = bounded_sum([over_seeds, *(each for each, _ in over_tasks)])
+        variance = bounded_sum([over_seeds, *(task_variance for task_variance, _ in over_tasks)])
         freedom = satterthwaite(variance, [*parts, *over_tasks])
         return np.asarray(t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
 
 
 class Line(NamedTuple):
-    """The difference `start + n slope` of two total costs, with what its interval is made of."""
+    """The difference `start + n slope` of two total costs, with the variances of its interval."""
 
     start: float
     slope: float
@@ -91,9 +91,9 @@ class Line(NamedTuple):
     above: Spread
 
     def at(self, tasks: ArrayLike) -> Limits:
-        """The difference after n tasks: [N] -> [N] each.
+        """Return the difference after n tasks: [N] -> [N] each.
 
-        An infinite n stands for the slope alone."""
+        An infinite n gives the slope alone."""
         n = np.asarray(tasks, np.float64)
         endless = np.isinf(n)
         weights = np.stack([np.where(endless, 0.0, 1.0), np.where(endless, 1.0, n)])  # [2, N]
@@ -103,13 +103,13 @@ class Line(NamedTuple):
         return Limits(value, value - below, value + above, rounding)
 
     def sign(self, tasks: float) -> int:
-        """1 or -1 where the difference after n tasks is distinguished from 0, else 0."""
-        found = self.at([tasks])
-        return 0 if found.holds_zero[0] else int(math.copysign(1, found.value[0]))
+        """Return 1 or -1 if the difference after n tasks is distinguished from 0, else 0."""
+        limits = self.at([tasks])
+        return 0 if limits.holds_zero[0] else int(math.copysign(1, limits.value[0]))
 
 
 def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
-    """The line of a - b; both meet the same tasks.
+    """Return the line of a - b; both are tested on the same tasks.
 
     `paired`: seed number s of both shares something, such as the network that it starts from.
     Otherwise the seeds of a and b are independent, and may differ in number."""
@@ -123,7 +123,7 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
 
 
 def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool) -> Spread:
-    """The spread of a - b, with the part of the failures of each stretched."""
+    """Return the spread of a - b, with the part due to failures of each stretched."""
     a, b = (
         Costs(side.up_front, side.per_task + (factor - 1) * side.failures)
         for side, factor in ((a, stretch_a), (b, stretch_b))
@@ -133,17 +133,17 @@ def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool
     seeds, tasks = [], [(float(gap.var(ddof=1)) / len(gap), len(gap) - 1.0)]
     for side in sides:
         count, width = side.per_task.shape
-        both = np.stack([side.up_front, side.per_task.mean(1)])
-        seeds.append((np.cov(both, ddof=1) / count, count - 1.0))
+        means = np.stack([side.up_front, side.per_task.mean(1)])
+        seeds.append((np.cov(means, ddof=1) / count, count - 1.0))
         residual = float(mean_squares(side.per_task).residual)
         tasks.append((-residual / (count * width), (count - 1.0) * (width - 1.0)))
     return Spread(tuple(seeds), tuple(tasks))
 
 
 def root(line: Line) -> float:
-    """The n at which the difference is 0; infinite where the costs of one task are equal.
+    """Return the n at which the difference is 0; infinite if the costs per task are equal.
 
-    Negative where that was before the first task."""
+    Negative if that was before the first task."""
     start, slope = (
         0.0 if abs(value) <= PRECISION * size else value
         for value, size in zip((line.start, line.slope), line.size)
@@ -152,29 +152,29 @@ def root(line: Line) -> float:
 
 
 def root_interval(line: Line) -> tuple[float, float]:
-    """Smallest and largest n >= 0 at which the difference may be 0; both infinite where none is.
+    """Return the smallest and largest n >= 0 at which the difference may be 0; infinite if none.
 
     The set is found on a grid of numbers of tasks around the estimate, then on finer ones at both
-    ends. Where it has a gap, the interval bridges it."""
+    ends. If it has a gap, the interval includes the gap."""
     middle = abs(root(line))
     if not 0 < middle < math.inf:
         middle = 1.0
     grid = np.concatenate([[0.0], middle * np.logspace(-DECADES, DECADES, POINTS), [math.inf]])
-    places = np.flatnonzero(line.at(grid).holds_zero)
-    if places.size == 0 or math.isinf(grid[places[0]]):
+    zeros = np.flatnonzero(line.at(grid).holds_zero)
+    if zeros.size == 0 or math.isinf(grid[zeros[0]]):
         return math.inf, math.inf
-    low, high = float(grid[places[0]]), float(grid[places[-1]])
+    low, high = float(grid[zeros[0]]), float(grid[zeros[-1]])
     if low > 0:
-        low = _edge(line, float(grid[places[0] - 1]), low)
+        low = _edge(line, float(grid[zeros[0] - 1]), low)
     if high < grid[-2]:
-        high = _edge(line, float(grid[places[-1] + 1]), high)
+        high = _edge(line, float(grid[zeros[-1] + 1]), high)
     return low, high
 
 
 def _edge(line: Line, outside: float, inside: float) -> float:
-    """The last number of tasks, from `inside` to `outside`, at which the difference may be 0."""
+    """Return the last number of tasks, from `inside` to `outside`, whose difference may be 0."""
     for _ in range(3):
         between = np.linspace(outside, inside, 65)
-        place = int(np.flatnonzero(line.at(between).holds_zero)[0])
-        outside, inside = float(between[max(place - 1, 0)]), float(between[place])
+        first = int(np.flatnonzero(line.at(between).holds_zero)[0])
+        outside, inside = float(between[max(first - 1, 0)]), float(between[first])
     return inside

@@ -2,8 +2,8 @@
 
 No values of tensors enter.
 
-Two functions with the same name differ where they close over something else (another model, another
-number of steps), and two closures made by the same code over equal things are the same. A float
+Two functions with the same name differ if they close over something else (another model, another
+number of steps), and two closures created by the same code over equal objects are the same. A float
 counts as zero or not zero: a rate does not change the arithmetic, and a rate of zero may leave a
 term out."""
 
@@ -24,9 +24,9 @@ MODULE_STATE = ("_parameters", "_buffers", "_modules", "training")
 
 
 def fingerprint(*things: Any) -> tuple[Any, ...]:
-    """A hashable key of functions, arguments and their contents.
+    """Return a hashable key of functions, arguments and their contents.
 
-    Objects of unknown kind are their own key."""
+    Objects of unknown type are their own key."""
     return tuple(_key(thing, {}) for thing in things)
 
 
@@ -37,17 +37,17 @@ def _key(thing: Any, visited: dict[int, int]) -> Any:
     if id(thing) in visited:  # a cycle, or the same object again: by the order in which it was met
         return ("again", visited[id(thing)])
     visited[id(thing)] = len(visited)
-    for kinds, describe in _KINDS:
-        if isinstance(thing, kinds):
+    for classes, describe in _KINDS:
+        if isinstance(thing, classes):
             return describe(thing, visited)
-    held = getattr(thing, "__dict__", None)
-    if isinstance(held, dict) and type(thing).__module__ != "builtins":
-        return (_name(type(thing)), _mapping(held, visited))
+    attributes = getattr(thing, "__dict__", None)
+    if isinstance(attributes, dict) and type(thing).__module__ != "builtins":
+        return (_name(type(thing)), _mapping(attributes, visited))
     return _Itself(thing)
 
 
 def _plain(thing: Any) -> Any:
-    """The key of what holds nothing else; None for everything that does."""
+    """Return the key of an object that contains no others; None if it may."""
     if isinstance(thing, float):
         return ("float", thing != 0)
     if thing is None or isinstance(thing, (bool, int, str, bytes, complex)):
@@ -62,8 +62,8 @@ def _plain(thing: Any) -> Any:
 
 
 def _function(thing: Any, visited: dict[int, int]) -> Any:
-    """Code with its names and constants, so that two lambdas of a line differ; then all that it
-    closes over."""
+    """Return a key of the code with its names and constants, so that two lambdas on one line
+    differ, and of all that it closes over."""
     code = thing.__code__
     cells = []
     for cell in thing.__closure__ or ():
@@ -72,8 +72,8 @@ def _function(thing: Any, visited: dict[int, int]) -> Any:
         except ValueError:  # a name that is not bound yet
             cells.append("unbound")
     defaults = (_key(thing.__defaults__, visited), _key(thing.__kwdefaults__, visited))
-    place = (thing.__module__, thing.__qualname__, code)
-    return ("function", *place, *defaults, tuple(cells))
+    identity = (thing.__module__, thing.__qualname__, code)
+    return ("function", *identity, *defaults, tuple(cells))
 
 
 def _bound(thing: Any, visited: dict[int, int]) -> Any:
@@ -85,13 +85,13 @@ def _partial(thing: Any, visited: dict[int, int]) -> Any:
 
 
 def _module(thing: Any, visited: dict[int, int]) -> Any:
-    """A torch module by its class, shapes and own options; hooks and caches are left out."""
-    own = {
+    """Return a key of a torch module's class, shapes and options; hooks and caches are left out."""
+    attributes = {
         name: value
         for name, value in vars(thing).items()
         if not name.startswith("_") or name in MODULE_STATE
     }
-    return ("module", _name(type(thing)), _mapping(own, visited))
+    return ("module", _name(type(thing)), _mapping(attributes, visited))
 
 
 def _mapping(thing: Mapping[Any, Any], visited: dict[int, int]) -> Any:
@@ -114,7 +114,7 @@ def _set(thing: Set[Any], visited: dict[int, int]) -> Any:
 
 
 def _cached(thing: Any, visited: dict[int, int]) -> Any:
-    """functools.cache and its like, which keep nothing that decides a cost."""
+    """Return a key of the function behind functools.cache, whose cache does not change a cost."""
     return ("cached", _key(inspect.unwrap(thing), visited))
 
 
@@ -137,8 +137,8 @@ def _name(thing: Any) -> str:
 
 
 class _Itself:
-    """An object as a key, equal to itself alone; holding it keeps its identity from being given to
-    another."""
+    """An object as a key, equal only to itself; the reference to it keeps its id from being
+    reused."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = thing

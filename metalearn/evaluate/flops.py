@@ -2,10 +2,10 @@
 
 The function runs once on fake tensors, which carry the device of the real ones, so that the
 operators are those of the real run. The count has two parts: multiply-adds of matrix products and
-convolutions by torch's own formulas, two FLOPs each; and elementwise work, one FLOP for an element
-of an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
-are free. An operator that neither table lists counts one FLOP for an element of its result, which
-is logged; one of linear algebra or of Fourier transforms, whose cost is not proportional to that,
+convolutions by torch's own formulas, two FLOPs each; and elementwise work, one FLOP per element of
+an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
+are free. An operator that neither table lists counts one FLOP per element of its result, which is
+logged; one of linear algebra or of Fourier transforms, whose cost is not proportional to that,
 is an error."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.tree import leaves, tree_map
 
 Shape = tuple[int, ...]
-# (the operator's arguments with shapes in the place of tensors, out_shape=) -> FLOPs
+# (the operator's arguments with shapes instead of tensors, out_shape=) -> FLOPs
 Rule = Callable[..., int]
 log = logging.getLogger("metalearn")
 
@@ -33,7 +33,7 @@ log = logging.getLogger("metalearn")
 class Flops(NamedTuple):
     """FLOPs of one call."""
 
-    matrix: int = 0  # matrix products and convolutions, 2 a multiply-add
+    matrix: int = 0  # matrix products and convolutions, 2 per multiply-add
     elementwise: int = 0  # normalisation, activations, losses, optimizer arithmetic
 
     def times(self, factor: int) -> Flops:
@@ -52,24 +52,24 @@ class Countable(Protocol):
     """A function whose FLOPs are the sum of those of smaller calls."""
 
     def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
-        """[(how often, function, arguments)] of a call with `args`."""
+        """Return [(number of calls, function, arguments)] for a call with `args`."""
         ...
 
 
 def count(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call of `function(*args)`, run on fake tensors: it must be pure.
+    """Return the FLOPs of one call of `function(*args)`, run on fake tensors: it must be pure.
 
     Raises:
-        UnknownFlops: the function needs values (`.item()`, sizes that depend on data), or an
+        UnknownFlops: If the function needs values (`.item()`, sizes that depend on data), or an
             operator has no known cost."""
     counter = _Counter()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            given = tree_map(
+            fake_args = tree_map(
                 lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args
             )
             with counter:
-                function(*given)
+                function(*fake_args)
     except UnknownFlops:
         raise
     except Exception as error:  # functions fail on fake tensors in many ways; none is a zero
@@ -80,21 +80,21 @@ def count(function: Callable[..., Any], *args: Any) -> Flops:
 
 
 def cached_count(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call, each function counted once for its shapes.
+    """Return the FLOPs of one call; each function is counted once per set of shapes.
 
     Raises UnknownFlops as `count` does.
 
-    A `Countable` is counted by its parts: T tasks in S steps are counted from one task in no step
-    and one task in one step."""
+    A `Countable` is counted by its parts: T tasks in S steps are counted from one task in 0 steps
+    and one task in 1 step."""
     parts = function.parts(*args) if isinstance(function, Countable) else [(1, function, args)]
     total = Flops()
-    for often, part, given in parts:
-        if often:
-            total = total.plus(_count_once(part, given).times(often))
+    for repeats, part, part_args in parts:
+        if repeats:
+            total = total.plus(_count_once(part, part_args).times(repeats))
     return total
 
 
-# Of this process: a count is a pure function of its key.
+# Per process: a count is a pure function of its key.
 _counted: dict[Any, Flops | UnknownFlops] = {}
 
 
@@ -105,29 +105,29 @@ def _count_once(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
             _counted[key] = count(function, *args)
         except UnknownFlops as error:
             _counted[key] = error
-    found = _counted[key]
-    if isinstance(found, UnknownFlops):
-        raise found
-    return found
+    result = _counted[key]
+    if isinstance(result, UnknownFlops):
+        raise result
+    return result
 
 
 aten = torch.ops.aten
 DEVICE_OF = torch.ops.prim.device.default
-# Of the random numbers' generator: half of all operators where networks are initialised.
+# Operators of the random number generator: half of all when networks are initialised.
 INTEGER = {
     *(aten.__rshift__.Scalar, aten.bitwise_and.Scalar, aten.bitwise_and.Tensor),
     *(aten.bitwise_xor.Tensor, aten.add.Tensor, aten.mul.Tensor),
 }
 
 
-def _of_one_shape(args: tuple[Any, ...]) -> bool:
-    """Whether an elementwise operator's result has the form of its first argument, an int64."""
-    one, two = args
-    if not isinstance(one, FakeTensor) or one.dtype != torch.int64:
+def _keeps_shape(args: tuple[Any, ...]) -> bool:
+    """Return whether an elementwise result has the shape of the first argument, an int64."""
+    first, second = args
+    if not isinstance(first, FakeTensor) or first.dtype != torch.int64:
         return False
-    if isinstance(two, FakeTensor):
-        return two.dtype == torch.int64 and two.shape == one.shape
-    return isinstance(two, int)
+    if isinstance(second, FakeTensor):
+        return second.dtype == torch.int64 and second.shape == first.shape
+    return isinstance(second, int)
 
 
 class _Counter(TorchDispatchMode):
@@ -140,8 +140,8 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is DEVICE_OF:
             return args[0].fake_device
-        if func in INTEGER and _of_one_shape(args):
-            return args[0]  # free, and a fake tensor has no values: any of this shape will do
+        if func in INTEGER and _keeps_shape(args):
+            return args[0]  # free, and a fake tensor has no values: any of this shape works
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         rule = RULES.get(func._schema.name)
@@ -179,30 +179,30 @@ def convolution_backward(
 
     Departure from torch 2.13's own rule, whose weight gradient leaves out `groups`: vmap turns
     tasks into groups, and it counts a training step of 32 tasks twelvefold."""
-    once: int = conv_flop_count(list(x), list(w), list(grad), transposed=transposed)
-    return once * (int(mask[0]) + int(mask[1]))
+    forward: int = conv_flop_count(list(x), list(w), list(grad), transposed=transposed)
+    return forward * (int(mask[0]) + int(mask[1]))
 
 
-def _native(y: Shape, size: Shape) -> int:
+def _conv_flops(y: Shape, size: Shape) -> int:
     """y [G, B, Ho, Wo, F] by kernels [k, k, C]."""
     return 2 * math.prod(y) * math.prod(size)
 
 
 def _native_conv(x: Shape, w: Shape, stride: int, out_shape: Shape) -> int:
-    return _native(out_shape, w[1:4])
+    return _conv_flops(out_shape, w[1:4])
 
 
 def _native_input(g: Shape, w: Shape, *rest: int, out_shape: Shape) -> int:
-    return _native(g, w[1:4])
+    return _conv_flops(g, w[1:4])
 
 
 def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
-    return _native(g, out_shape[1:4])
+    return _conv_flops(g, out_shape[1:4])
 
 
 def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
-    """The rule of a factorisation or a solution with the n x n matrices of the first argument;
-    `right` is the place of the argument with its right-hand sides."""
+    """Return the rule of a factorisation of, or a solve with, the n x n matrices of the first
+    argument; `right` is the index of the argument with the right-hand sides."""
 
     def rule(*args: Any, out_shape: Any, **kwargs: Any) -> int:
         n = args[0][-1]
@@ -236,12 +236,12 @@ RULES: dict[str, Rule] = {
 # elementwise
 
 
-def _each(names: str, flops: int) -> dict[str, int]:
+def _same_cost(names: str, flops: int) -> dict[str, int]:
     return dict.fromkeys(names.split(), flops)
 
 
 FREE = frozenset(
-    _each(
+    _same_cost(
         """clone copy where masked_fill fill zero relu clamp clamp_min clamp_max maximum minimum
         sign eq ne lt le gt ge logical_not logical_and isnan isfinite floor ceil round
         threshold_backward _to_copy cat stack constant_pad_nd gather index index_select
@@ -259,34 +259,38 @@ FREE = frozenset(
         0,
     )
 )
-# FLOPs for each element of the first input: reductions and what is added to places.
+# FLOPs per element of the first input: reductions.
 OF_INPUT = {
-    **_each("sum mean prod cumsum cumprod logcumsumexp trace linalg_vector_norm", 1),
-    **_each("var std var_mean std_mean", 4),
+    **_same_cost("sum mean prod cumsum cumprod logcumsumexp trace linalg_vector_norm", 1),
+    **_same_cost("var std var_mean std_mean", 4),
     "logsumexp": 3,
-    **_each("native_batch_norm native_layer_norm native_group_norm _native_batch_norm_legit", 7),
+    **_same_cost(
+        "native_batch_norm native_layer_norm native_group_norm _native_batch_norm_legit", 7
+    ),
     "metalearn::norm_relu_pool": 7,  # a normalisation; ReLU and maxima are comparisons
-    **_each("native_batch_norm_backward native_layer_norm_backward native_group_norm_backward", 11),
-    **_each("avg_pool2d _adaptive_avg_pool2d mean_pool", 1),
+    **_same_cost(
+        "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward", 11
+    ),
+    **_same_cost("avg_pool2d _adaptive_avg_pool2d mean_pool", 1),
 }
-# FLOPs for each element of the result, where it is not the one of a plain elementwise operator.
+# FLOPs per element of the result, if not 1 as for a plain elementwise operator.
 OF_OUTPUT = {
-    **_each("_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data", 4),
+    **_same_cost("_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data", 4),
     "prims::add": 1,
-    **_each("addcmul addcdiv lerp", 3),
-    **_each("gelu silu mish gelu_backward silu_backward mish_backward", 5),
-    **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
-    **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward leaky_relu_backward", 1),
-    # four products and three sums; the filter of an antialiased reduction has more places
-    **_each("upsample_bilinear2d _upsample_bilinear2d_aa", 7),
+    **_same_cost("addcmul addcdiv lerp", 3),
+    **_same_cost("gelu silu mish gelu_backward silu_backward mish_backward", 5),
+    **_same_cost("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
+    **_same_cost("avg_pool2d_backward _adaptive_avg_pool2d_backward leaky_relu_backward", 1),
+    # four products and three sums; the filter of an antialiased reduction has more taps
+    **_same_cost("upsample_bilinear2d _upsample_bilinear2d_aa", 7),
 }
-# FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops
-# have it, the next.
+# FLOPs per element of the argument with this index: first and second derivatives of that
+# normalisation, as its loops compute them.
 OF_ARGUMENT = {
     "metalearn::norm_relu_pool_grad": (1, 11),
     "metalearn::norm_relu_pool_second": (4, 15),
 }
-# FLOPs for each element of what is added: the argument at this place.
+# Index of the argument that is added: 1 FLOP per element.
 OF_SOURCE = {
     "scatter_add": 3,
     "index_add": 3,
@@ -300,14 +304,14 @@ NOT_ELEMENTWISE = (
     *("linalg", "_linalg", "svd", "cholesky", "triangular", "lu_", "fft", "_fft", "_conv"),
     *("mkldnn", "_cudnn", "cudnn", "miopen", "_thnn", "_scaled_dot"),  # recurrent, attention
 )
-_assumed: set[str] = set()  # operators whose cost was assumed, of this process
+_assumed: set[str] = set()  # operators whose cost was assumed, per process
 
 
 def arithmetic(func: Any, args: Any, out: Any) -> int:
-    """Elementwise FLOPs of one operator: one for an element of its result or of a reduced input.
+    """Return the elementwise FLOPs of an operator: 1 per element of its result or reduced input.
 
     Raises:
-        UnknownFlops: an operator of linear algebra or of Fourier transforms without a rule."""
+        UnknownFlops: If it is a linear algebra or Fourier transform operator without a rule."""
     space, _, name = func._schema.name.rpartition("::")
     name = name if name in FREE else name.rstrip("_")
     name = name if space == "aten" else f"{space}::{name}"
@@ -317,8 +321,8 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
     if name in OF_INPUT:
         return OF_INPUT[name] * int(args[0].numel())
     if name in OF_ARGUMENT:
-        place, each = OF_ARGUMENT[name]
-        return each * int(args[place].numel())
+        index, per_element = OF_ARGUMENT[name]
+        return per_element * int(args[index].numel())
     if name in OF_SOURCE:
         return int(leaves(args[OF_SOURCE[name]])[0].numel())
     if name not in OF_OUTPUT and torch.Tag.pointwise not in func.tags:

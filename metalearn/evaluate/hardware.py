@@ -1,4 +1,4 @@
-"""Readings of a machine: peak memory, and energy where a card reports it."""
+"""Hardware measurements: peak memory, and energy if a GPU reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PEAK_OF_RESIDENT = "5"  # resets the peak resident size (Linux, proc_pid_clear_r
 
 
 def peak_bytes(device: str) -> int | None:
-    """Peak memory since the last call, and reset it; None where the machine does not report it.
+    """Return peak memory since the last call, and reset it; None if it is not reported.
 
     CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own
     libraries included."""
@@ -23,21 +23,21 @@ def peak_bytes(device: str) -> int | None:
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return int(peak)
-    found = None
+    resident = None
     with contextlib.suppress(OSError, ValueError):  # not Linux, or not permitted
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                found = 1024 * int(line.split()[1])
+                resident = 1024 * int(line.split()[1])
         _RESET.write_text(PEAK_OF_RESIDENT)
-        return found
+        return resident
     return None
 
 
 def energy_joules(device: str) -> float | None:
-    """Energy used by the card since its driver was loaded; None where it is unknown.
+    """Return the energy used by the GPU since its driver was loaded; None if it is unknown.
 
-    The counter moves every few tens of milliseconds: differences over seconds are meaningful, those
-    of single calls are not."""
+    The counter is updated every few tens of milliseconds: differences over seconds are meaningful,
+    those of single calls are not."""
     if not device.startswith("cuda"):
         return None
     read = _counter(device)
@@ -46,8 +46,8 @@ def energy_joules(device: str) -> float | None:
 
 @functools.cache
 def _counter(device: str) -> Callable[[], float | None] | None:
-    """The counter of one card through NVIDIA's management library, found by the card's own name;
-    None without it."""
+    """Return a function that reads the energy counter of a GPU through NVML, by the GPU's UUID;
+    None without NVML."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         if library.nvmlInit_v2() != 0:

@@ -1,7 +1,7 @@
 """The cost ledger: seconds, FLOPs and counts of each phase of a run.
 
-Every second belongs to one phase: of nested spans, to that of the innermost. FLOPs are counted from
-shapes, once for each function and shapes, after the call and outside its time."""
+Every second belongs to one phase: if spans are nested, to that of the innermost. FLOPs are counted
+from shapes, once per function and set of shapes, after the call and outside its time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CostLedger:
         self._open: list[str | None] = []  # nested spans; None: time that is not recorded here
         self._since = 0.0
         self._energy: float | None = None
-        self._lost = False  # a process is gone, and the device may wait for it without end
+        self._lost = False  # a process is lost, and the device may wait for it forever
 
     def run(
         self,
@@ -60,27 +60,27 @@ class CostLedger:
         times: int = 1,
         **counts: int | None,
     ) -> Result:
-        """Call `function(*args)`, and write its time, FLOPs and counts to `phase`.
+        """Call `function(*args)`, and record its time, FLOPs and counts for `phase`.
 
         `times` is the number of units of `counts` in the call. FLOPs follow from the shapes of
         `args`, which should hold every tensor that is worked on; pass `flops=` and
-        `flops_elementwise=` where they do not."""
-        given = {
+        `flops_elementwise=` if they do not."""
+        amounts = {
             name: UNKNOWN if count is None else count * times for name, count in counts.items()
         }
-        with self.span(phase, **given):
+        with self.span(phase, **amounts):
             result = function(*args)
-        if "flops" not in given:
+        if "flops" not in amounts:
             with self._while_counting():
-                found = self.flops_of(
-                    phase, function, *args, architecture="flops_architecture" not in given
+                flops = self.flops_of(
+                    phase, function, *args, architecture="flops_architecture" not in amounts
                 )
-            self.add(phase, 0.0, **found)
+            self.add(phase, 0.0, **flops)
         return result
 
     @contextmanager
     def span(self, phase: str, **counts: float) -> Iterator[None]:
-        """Write the time of a block to a phase, and to no span around it.
+        """Record the time of a block for a phase, and not for spans around it.
 
         It waits for the device at both ends."""
         _check(phase, counts)
@@ -92,18 +92,20 @@ class CostLedger:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Record no time of a block, which is on another ledger."""
+        """Record no time of a block, because another ledger records it."""
         with self._owner(None):
             yield
 
     def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
-        """Write what was measured elsewhere; None for a number that was not measured."""
+        """Record what was measured elsewhere; None for a number that was not measured."""
         _check(phase, counts)
         entry = self._spent.setdefault(phase, {"seconds": 0.0})
         for name, count in {"seconds": seconds, **counts}.items():
-            more = UNKNOWN if count is None else count
+            amount = UNKNOWN if count is None else count
             entry[name] = (
-                max(entry.get(name, 0), more) if name == "peak_bytes" else entry.get(name, 0) + more
+                max(entry.get(name, 0), amount)
+                if name == "peak_bytes"
+                else entry.get(name, 0) + amount
             )
 
     def flops_of(
@@ -114,24 +116,24 @@ class CostLedger:
         times: int = 1,
         architecture: bool = True,
     ) -> Entry:
-        """FLOPs of `times` calls, as `add` takes them.
+        """Return the FLOPs of `times` calls, as keyword arguments of `add`.
 
-        NaN, and a reason in `uncounted`, where they are not known.
-        `architecture`: whether all work is that of the chosen architecture, as it is everywhere but
+        NaN, and a reason in `uncounted`, if they are not known.
+        `architecture`: whether all work is that of the chosen architecture, which is true except
         in supernets."""
         names = FLOPS if architecture else FLOPS[:2]
-        found = self._count(phase, function, args) if self.counting else None
-        if found is None:
+        flops = self._count(phase, function, args) if self.counting else None
+        if flops is None:
             return dict.fromkeys(names, UNKNOWN)
-        return dict(zip(names, (*map(float, found.times(times)), float(found.matrix * times))))
+        return dict(zip(names, (*map(float, flops.times(times)), float(flops.matrix * times))))
 
     def under(self, phase: str) -> CostLedger:
-        """A ledger that writes everything to one phase of this one, such as learning for tuning."""
+        """Return a ledger that records everything for one phase of this one, such as `tune`."""
 
         return _Under(self, phase)
 
     def aside(self) -> CostLedger:
-        """An empty ledger; time that is written to it is not written to this one."""
+        """Return an empty ledger; time that is recorded in it is not recorded in this one."""
         return _Aside(self)
 
     def seconds(self, phase: str) -> float:
@@ -139,7 +141,7 @@ class CostLedger:
         return self._spent.get(phase, {}).get("seconds", 0.0)
 
     def totals(self) -> dict[str, Entry]:
-        """A copy of the costs so far, for `restore`."""
+        """Return a copy of the costs so far, for `restore`."""
         self._tick()
         return {phase: dict(entry) for phase, entry in self._spent.items()}
 
@@ -154,21 +156,23 @@ class CostLedger:
         require_phases(self, phases)
 
     def cost(self) -> dict[str, dict[str, Any]]:
-        """The `cost` block of result.json: every phase, with null for not measured."""
+        """Return the `cost` block of result.json: every phase, with null for not measured."""
         self._tick()
         return {phase: self._row(self._spent.get(phase)) for phase in PHASES}
 
     def _row(self, entry: Entry | None) -> dict[str, Any]:
-        spent = dict(entry or {})
-        idle = not any(spent.values())  # a phase without any cost has measured zeros
-        row: dict[str, Any] = {name: _whole(spent.get(name, 0 if idle else None)) for name in FLOPS}
-        row |= {"seconds": known(spent.get("seconds", 0.0)), "device": self.device}
-        row |= {"peak_bytes": _whole(spent.get("peak_bytes", 0 if idle else None))}
-        row |= {name: _whole(spent.get(name, 0)) for name in COUNTS if name != "tasks"}
-        reports = energy_joules(self.device) is not None
+        costs = dict(entry or {})
+        idle = not any(costs.values())  # a phase without any cost has measured zeros
+        row: dict[str, Any] = {name: _whole(costs.get(name, 0 if idle else None)) for name in FLOPS}
+        row |= {"seconds": known(costs.get("seconds", 0.0)), "device": self.device}
+        row |= {"peak_bytes": _whole(costs.get("peak_bytes", 0 if idle else None))}
+        row |= {name: _whole(costs.get(name, 0)) for name in COUNTS if name != "tasks"}
+        has_energy_meter = energy_joules(self.device) is not None
         return row | {
-            "energy_joules": known(spent.get("energy_joules", 0.0 if idle and reports else None)),
-            "tasks": _whole(spent.get("tasks", 0)),
+            "energy_joules": known(
+                costs.get("energy_joules", 0.0 if idle and has_energy_meter else None)
+            ),
+            "tasks": _whole(costs.get("tasks", 0)),
         }
 
     def _count(
@@ -195,14 +199,14 @@ class CostLedger:
 
     @contextmanager
     def _while_counting(self) -> Iterator[None]:
-        """Write the time of counting FLOPs to set-up, where a span of it is open."""
+        """Record the time of counting FLOPs as set-up, if such a span is open."""
         with (
             self._owner("setup" if "setup" in self._open else None) if self._open else nullcontext()
         ):
             yield
 
     def _tick(self) -> None:
-        """Write the time since the last tick to the innermost open span."""
+        """Record the time since the last tick for the innermost open span."""
         if not self._open:
             self._start()
             return
@@ -234,7 +238,7 @@ def require_phases(ledger: Ledger, phases: Collection[str]) -> None:
 
 
 class _Under(CostLedger):
-    """Another ledger, with one phase in the place of all."""
+    """Another ledger, with one phase instead of all."""
 
     def __init__(self, ledger: CostLedger, phase: str) -> None:
         super().__init__(ledger.device, counting=ledger.counting)
@@ -283,7 +287,7 @@ class _Aside(CostLedger):
 
 
 def since(before: Entry, after: Entry) -> Entry:
-    """Difference of two totals of a phase; of peak memory, the later one."""
+    """Return the difference of two totals of a phase; of peak memory, the later one."""
     return {
         name: total - (0 if name == "peak_bytes" else before.get(name, 0))
         for name, total in after.items()
@@ -293,14 +297,14 @@ def since(before: Entry, after: Entry) -> Entry:
 def _check(phase: str, counts: Collection[str]) -> None:
     if phase not in PHASES:
         raise ValueError(f"unknown phase {phase!r}; valid: {', '.join(PHASES)}")
-    known = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules")
+    valid = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules")
     for name in counts:
-        if name not in known:
-            raise ValueError(f"unknown count {name!r}; valid: {', '.join(known)}")
+        if name not in valid:
+            raise ValueError(f"unknown count {name!r}; valid: {', '.join(valid)}")
 
 
 def known(value: float | None) -> float | None:
-    """A number as files hold it: None where it was not measured."""
+    """Return a number as files store it: None if it was not measured."""
     return None if value is None or math.isnan(value) else value
 
 

@@ -1,4 +1,4 @@
-"""The Pareto front: methods that no other beats in both cost and score."""
+"""The Pareto front: methods that no other method dominates in cost and score."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Literal
 def front(
     costs: Sequence[float | None], scores: Sequence[float | None], *, higher: bool
 ) -> list[bool]:
-    """Whether no other point costs at most as much, scores at least as well, and is better in one.
+    """Return whether no other point costs at most as much, scores as well, and is better in one.
 
-    A point without cost or score is not on the front, and keeps no other point off it."""
+    A point without cost or score is not on the front, and dominates no other point."""
     sign = 1.0 if higher else -1.0
     points = [_point(cost, score, sign) for cost, score in zip(costs, scores, strict=True)]
-    known = [point for point in points if point is not None]
-    return [mine is not None and not any(_beats(other, mine) for other in known) for mine in points]
+    complete = [point for point in points if point is not None]
+    return [
+        point is not None and not any(_beats(other, point) for other in complete)
+        for point in points
+    ]
 
 
 def _point(cost: float | None, score: float | None, sign: float) -> tuple[float, float] | None:
@@ -25,8 +28,8 @@ def _point(cost: float | None, score: float | None, sign: float) -> tuple[float,
     return cost, sign * score
 
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] <= other[0] and one[1] >= other[1] and one != other
+def _beats(point: tuple[float, float], other: tuple[float, float]) -> bool:
+    return point[0] <= other[0] and point[1] >= other[1] and point != other
 
 
 Place = Literal["on", "off", "open"]
@@ -36,16 +39,21 @@ Ends = tuple[float, float]
 def place_by_interval(
     cost: Ends | None, others: Sequence[tuple[Ends | None, Ends | None]]
 ) -> Place | None:
-    """Whether a method is on the front, decided by intervals.
+    """Return whether a method is on the front, decided by intervals.
 
-    Of its cost, and of each other method: its cost, and the difference of its score to this one's,
-    above 0 where the other is better. `off` where another is surely no dearer and surely better;
-    `on` where every other is surely dearer, or surely worse; else `open`. None for a method without
-    cost. A method without cost or difference keeps no other off the front, as in `front`."""
+    They are those of its cost, and for each other method of the cost, and of the difference of its
+    score to this one's, above 0 if the other is better. `off` if another surely costs at most as
+    much and is surely better; `on` if every other is surely more expensive or surely worse; else
+    `open`. None for a method without cost. A method without cost or difference dominates no other,
+    as in `front`."""
     if cost is None:
         return None
-    known = [(spent, apart) for spent, apart in others if spent is not None and apart is not None]
-    if any(spent[1] <= cost[0] and apart[0] > 0 for spent, apart in known):
+    complete = [
+        (cost_ends, difference)
+        for cost_ends, difference in others
+        if cost_ends is not None and difference is not None
+    ]
+    if any(cost_ends[1] <= cost[0] and difference[0] > 0 for cost_ends, difference in complete):
         return "off"
-    sure = all(spent[0] > cost[1] or apart[1] < 0 for spent, apart in known)
-    return "on" if sure else "open"
+    is_on = all(cost_ends[0] > cost[1] or difference[1] < 0 for cost_ends, difference in complete)
+    return "on" if is_on else "open"

@@ -1,7 +1,7 @@
 """Means over training seeds and test tasks when both are random: S seeds, E tasks.
 
-The model is y[s, e] = mean + seed[s] + task[e] + residual[s, e]. All seeds meet the same tasks, so
-the two effects are crossed, and the mean of the table has the variance
+The model is y[s, e] = mean + seed[s] + task[e] + residual[s, e]. All seeds are tested on the same
+tasks, so the two effects are crossed, and the mean of the table has the variance
 
     (MS_seed + MS_task - MS_residual) / (S E)
 
@@ -35,7 +35,7 @@ class MeanSquares(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean with its interval; None where it is not defined."""
+    """A mean with its interval; None if it is not defined."""
 
     value: float | None
     ci95: tuple[float, float] | None
@@ -51,60 +51,60 @@ class Estimate(NamedTuple):
 
     @property
     def covers(self) -> str:
-        """What the interval holds for."""
+        """What the interval generalises to."""
         return "new seeds and tasks" if self.seeds > 1 else "new tasks, these trained networks only"
 
 
 def mean_squares(values: Array) -> MeanSquares:
     """[S, E, ...] with S, E >= 2 -> mean squares [...]."""
     seeds, tasks = values.shape[:2]
-    of_seed, of_task, mean = values.mean(1), values.mean(0), values.mean((0, 1))
-    rest = values - of_seed[:, None] - of_task[None] + mean
+    seed_means, task_means, mean = values.mean(1), values.mean(0), values.mean((0, 1))
+    residuals = values - seed_means[:, None] - task_means[None] + mean
     return MeanSquares(
-        tasks * of_seed.var(0, ddof=1),
-        seeds * of_task.var(0, ddof=1),
-        np.asarray((rest**2).sum((0, 1)) / ((seeds - 1) * (tasks - 1))),
+        tasks * seed_means.var(0, ddof=1),
+        seeds * task_means.var(0, ddof=1),
+        np.asarray((residuals**2).sum((0, 1)) / ((seeds - 1) * (tasks - 1))),
     )
 
 
 def satterthwaite(variance: Array, parts: Sequence[tuple[ArrayLike, float]]) -> Array:
-    """Degrees of freedom of a variance that is a sum of parts (variance, degrees of freedom).
+    """Return the degrees of freedom of a sum of variances from (variance, degrees of freedom).
 
-    `variance^2 / sum(part^2 / f)`, never below the smallest f, and infinite where all parts are 0.
+    `variance^2 / sum(part^2 / f)`, never below the smallest f, and infinite if all parts are 0.
     """
     spread = np.asarray(sum(np.asarray(part) ** 2 / freedom for part, freedom in parts))
-    found = np.divide(variance**2, spread, out=np.full(variance.shape, np.inf), where=spread > 0)
-    return np.asarray(np.maximum(found, min(freedom for _, freedom in parts)), np.float64)
+    degrees = np.divide(variance**2, spread, out=np.full(variance.shape, np.inf), where=spread > 0)
+    return np.asarray(np.maximum(degrees, min(freedom for _, freedom in parts)), np.float64)
 
 
 def bounded_sum(parts: Sequence[Array]) -> Array:
-    """The sum of estimated variances, some of them subtracted, and at least the largest of them."""
+    """Return the sum of estimated variances, some negated, and at least the largest of them."""
     table = np.stack(parts)
     return np.asarray(np.maximum(table.sum(0), table.max(0)), np.float64)
 
 
 def standard_error(values: Array) -> tuple[Array, Array]:
-    """Of the mean of [S, E, ...]: (standard error [...], degrees of freedom [...])."""
+    """Return (standard error [...], degrees of freedom [...]) of the mean of [S, E, ...]."""
     seeds, tasks = values.shape[:2]
     if min(seeds, tasks) == 1:
         line = values.mean(0 if seeds == 1 else 1)
         freedom = np.full(line.shape[1:], float(len(line) - 1))
         return line.std(0, ddof=1) / math.sqrt(len(line)), freedom
-    found = mean_squares(values)
+    squares = mean_squares(values)
     size = seeds * tasks
     parts = [
-        (found.seeds / size, seeds - 1.0),
-        (found.tasks / size, tasks - 1.0),
-        (-found.residual / size, (seeds - 1.0) * (tasks - 1.0)),
+        (squares.seeds / size, seeds - 1.0),
+        (squares.tasks / size, tasks - 1.0),
+        (-squares.residual / size, (seeds - 1.0) * (tasks - 1.0)),
     ]
     variance = bounded_sum([part for part, _ in parts])
     return np.sqrt(variance), satterthwaite(variance, parts)
 
 
 def interval(values: ArrayLike) -> tuple[Array, Array]:
-    """95 % interval of the mean over seeds and tasks: [S, E, ...] -> low [...], high [...].
+    """Return the 95 % interval of the mean over seeds and tasks: [S, E, ...] -> low, high [...].
 
-    NaN where a value is not finite, and for a single value."""
+    NaN if a value is not finite, and for a single value."""
     table = np.asarray(values, np.float64)
     if table.shape[0] * table.shape[1] < 2:
         return np.full(table.shape[2:], np.nan), np.full(table.shape[2:], np.nan)
@@ -115,7 +115,7 @@ def interval(values: ArrayLike) -> tuple[Array, Array]:
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Mean over seeds and tasks, or of a paired difference: [S, E] -> Estimate.
+    """Return the mean over seeds and tasks, or of a paired difference: [S, E] -> Estimate.
 
     A value that is not finite is never dropped: the mean is undefined, and their number is given.
     """
@@ -125,24 +125,24 @@ def estimate(values: ArrayLike) -> Estimate:
     seeds, tasks = table.shape
     undefined = int((~np.isfinite(table)).sum())
     with np.errstate(invalid="ignore"):
-        own = tuple(float(value) for value in table.mean(1))
+        seed_means = tuple(float(value) for value in table.mean(1))
     if undefined:
-        return Estimate(None, None, None, None, own, tasks, undefined)
+        return Estimate(None, None, None, None, seed_means, tasks, undefined)
     mean = float(table.mean())
     if table.size == 1:
-        return Estimate(mean, None, None, None, own, tasks)
+        return Estimate(mean, None, None, None, seed_means, tasks)
     error, freedom = (float(part) for part in standard_error(table))
     half = float(t_quantile((1 + LEVEL) / 2, freedom)) * error
     p = _p_value(table, error, freedom) if seeds >= LEAST_SEEDS else None
-    return Estimate(mean, (mean - half, mean + half), freedom, p, own, tasks)
+    return Estimate(mean, (mean - half, mean + half), freedom, p, seed_means, tasks)
 
 
 def _p_value(table: Array, error: float, freedom: float) -> float:
-    """The larger of two p values of a mean of 0: over seeds and tasks, and over the seeds' means.
+    """Return the larger of two p-values of a mean of 0: over seeds and tasks, and over seeds.
 
-    Holm's method reads p values far in the tail, where Satterthwaite's degrees of freedom are too
+    Holm's method uses p-values far in the tail, where Satterthwaite's degrees of freedom are too
     many: with 3 seeds and a nominal 0.5 % they reject 2 % of true hypotheses. The first p therefore
-    uses their geometric mean with S - 1, and the second is exact where seeds vary most."""
+    uses their geometric mean with S - 1, and the second is exact if seeds vary most."""
     seeds, mean = len(table), float(table.mean())
     over_both = two_sided_p(mean, error, math.sqrt(freedom * (seeds - 1)))
     over_seeds = table.mean(1).std(ddof=1) / math.sqrt(seeds)
@@ -150,7 +150,7 @@ def _p_value(table: Array, error: float, freedom: float) -> float:
 
 
 def paired(a: ArrayLike, b: ArrayLike) -> Estimate:
-    """Mean of a - b over the same seeds and tasks: [S, E], [S, E] -> Estimate."""
+    """Return the mean of a - b over the same seeds and tasks: [S, E], [S, E] -> Estimate."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
         raise ValueError(

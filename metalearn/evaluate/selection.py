@@ -16,13 +16,13 @@ Array = NDArray[np.float64]
 
 
 class Noise(NamedTuple):
-    """Quality of a selection, means over the searches; None where it is not defined."""
+    """Quality of a selection, means over the searches; None if it is not defined."""
 
     tau: float | None  # Kendall's tau-b between score and truth: 1 the same order, 0 none
     spearman: float | None
     regret: float  # truth of the best candidate minus truth of the pick
     regret_of_chance: float  # the same for a candidate picked at random
-    optimism: float | None  # score minus truth of the pick; None where they are not in one unit
+    optimism: float | None  # score minus truth of the pick; None if they have different units
     gain: float  # truth of the pick minus the mean candidate's
     searches: int
     candidates: int
@@ -35,22 +35,22 @@ def noise(
     *,
     one_unit: bool = True,
 ) -> Noise:
-    """Score against truth of every candidate of each search: R pairs of [A].
+    """Compare score and truth of every candidate of each search: R pairs of [A].
 
-    `pick` [R] is the place of the selected candidate; by default the best score, the first of
+    `pick` [R] is the index of the selected candidate; by default the best score, the first of
     equals. A score that is not finite is the worst. `one_unit`: both are, say, accuracies, so that
     their difference is optimism.
 
     Raises:
-        ValueError: shapes differ, or a truth is not finite."""
+        ValueError: If shapes differ, or a truth is not finite."""
     picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
-    found = [
-        _one(np.asarray(s, np.float64), np.asarray(t, np.float64), choice)
+    rows = [
+        _selection_row(np.asarray(s, np.float64), np.asarray(t, np.float64), choice)
         for s, t, choice in zip(score, truth, picks, strict=True)
     ]
-    if not found:
+    if not rows:
         raise ValueError("selection needs at least one search")
-    columns = list(zip(*found, strict=True))
+    columns = list(zip(*rows, strict=True))
     tau, spearman, regret, chance, optimism, gain, size = (_mean(column) for column in columns)
     return Noise(
         tau,
@@ -59,12 +59,12 @@ def noise(
         chance or 0.0,
         optimism if one_unit else None,
         gain or 0.0,
-        len(found),
+        len(rows),
         round(size or 0),
     )
 
 
-def _one(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
+def _selection_row(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
     if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
         text = f"score and truth of a search must have equal length: {score.shape},"
         raise ValueError(f"{text} {truth.shape}")
@@ -73,22 +73,29 @@ def _one(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
         raise ValueError(f"{text}: set diverged candidates to the worst score")
     worst = np.where(np.isfinite(score), score, -np.inf)
     pick = int(worst.argmax()) if choice is None else int(choice)
-    best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])
+    best, middle, picked = float(truth.max()), float(truth.mean()), float(truth[pick])
     order = kendall(worst, truth), spearman(worst, truth)
-    return *order, best - own, best - middle, float(score[pick]) - own, own - middle, score.size
+    return (
+        *order,
+        best - picked,
+        best - middle,
+        float(score[pick]) - picked,
+        picked - middle,
+        score.size,
+    )
 
 
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
     """Kendall's tau-b (Kendall 1945, Biometrika 33(3)), from scipy: [A], [A] -> -1..1.
 
-    NaN where one of them is constant."""
+    NaN if one of them is constant."""
     return _correlation("kendalltau", a, b)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Spearman's correlation of ranks (1904, American Journal of Psychology 15(1)), from scipy.
 
-    [A], [A] -> -1..1; NaN where one of them is constant."""
+    [A], [A] -> -1..1; NaN if one of them is constant."""
     return _correlation("spearmanr", a, b)
 
 
@@ -102,5 +109,5 @@ def _correlation(name: str, a: ArrayLike, b: ArrayLike) -> float:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.mean(known)) if known else None
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None

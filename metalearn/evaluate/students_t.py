@@ -9,7 +9,9 @@ Array = NDArray[np.float64]
 
 
 def t_quantile(probability: float, freedom: ArrayLike) -> Array:
-    """Quantile of Student's t: degrees of freedom [...] -> [...]; ValueError outside its domain."""
+    """Return the quantile of Student's t: degrees of freedom [...] -> [...].
+
+    Raises ValueError outside its domain."""
     from scipy import special
 
     degrees = np.asarray(freedom, np.float64)
@@ -20,7 +22,7 @@ def t_quantile(probability: float, freedom: ArrayLike) -> Array:
 
 
 def two_sided_p(value: float, error: float, freedom: float) -> float:
-    """P(|T| >= |value| / error) of Student's t; 1 for a value of 0, 0 for another without error."""
+    """Return P(|T| >= |value| / error) of Student's t; 1 if value is 0, else 0 if error is 0."""
     from scipy import special
 
     if value == 0 or error == 0:
