@@ -128,9 +128,9 @@ def bench(
         from metalearn.bench.command import BenchOptions, measure
 
         timing = {"repeats": repeats, "seconds": seconds, "device": device, "threads": threads}
-        chosen = {"tasks": tasks, "engines": engine or (), "executors": executor or ()}
+        selection = {"tasks": tasks, "engines": engine or (), "executors": executor or ()}
         flags = {"scaling": scaling, "merge": merge, "cold": cold, "tf32": tf32}
-        options: dict[str, Any] = {**timing, **chosen, **flags}
+        options: dict[str, Any] = {**timing, **selection, **flags}
         measure(BenchOptions(names or (), out, plot, markdown, **options))
 
 

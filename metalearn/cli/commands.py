@@ -1,4 +1,4 @@
-"""What each command does, once its arguments are parsed."""
+"""The functions of the commands, called with parsed arguments."""
 
 from __future__ import annotations
 
@@ -61,44 +61,42 @@ def train(
     if plan.comparison:
         raise ConfigError((plan.file, f"lists several `methods`: use metalearn compare {name}"))
     experiment = plan.experiments[0]
-    target = out or Path("runs") / plan.name
-    todo = [
-        (experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)
-    ]
+    root = out or Path("runs") / plan.name
+    runs = [(experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, root)]
     parts, ranks = build(experiment, to_train=True), ranks or ALONE
-    ranks.on_rank0(lambda: _refuse_strangers(todo, target))
+    ranks.on_rank0(lambda: _check_folders(runs, root))
     if dry_run:
         print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
         return
     results = []
-    for one, folder in todo:
-        if ranks.on_rank0(partial(status, folder, one)) == "finished":
+    for seeded, folder in runs:
+        if ranks.on_rank0(partial(status, folder, seeded)) == "finished":
             log.info(f"{folder}: already finished with this config; skipped")
             if why := ranks.on_rank0(partial(changed_data_of, folder, parts)):
                 log.warning(f"{folder}: was made with {why}: choose another --out to train on them")
             continue
-        results.append((folder, run_one(one, folder, parts, ranks=ranks)))
+        results.append((folder, run_one(seeded, folder, parts, ranks=ranks)))
         print(line(results[-1][1]))
         print(f"run directory: {folder}")
     require_finite(results)
 
 
-def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> None:
+def _check_folders(runs: Sequence[tuple[Experiment, Path]], root: Path) -> None:
     problems = []
-    if target.is_dir() and len(todo) > 1:
-        strangers = [
-            entry.name for entry in target.iterdir() if not entry.name.startswith((".", "seed-"))
+    if root.is_dir() and len(runs) > 1:
+        other_names = [
+            entry.name for entry in root.iterdir() if not entry.name.startswith((".", "seed-"))
         ]
-        if strangers:
+        if other_names:
             problems.append(
                 (
-                    str(target),
-                    f"contains other files ({', '.join(sorted(strangers)[:3])}): choose another "
+                    str(root),
+                    f"contains other files ({', '.join(sorted(other_names)[:3])}): choose another "
                     f"--out",
                 )
             )
-    for one, folder in todo:
-        state = status(folder, one)
+    for experiment, folder in runs:
+        state = status(folder, experiment)
         if state == "unfinished":
             problems.append((str(folder), f"{UNFINISHED} metalearn resume {folder}"))
         elif state == "other":
@@ -117,16 +115,18 @@ def compare(
     plan, notes = with_controls(plan)
     for note in notes:
         log.info(f"note: {note}")
-    target = out or Path("runs") / plan.name
+    root = out or Path("runs") / plan.name
     if dry_run:
-        check(plan, target)
+        check(plan, root)
         print(
-            yaml.safe_dump_all([one.resolved() for one in plan.experiments], sort_keys=False),
+            yaml.safe_dump_all(
+                [experiment.resolved() for experiment in plan.experiments], sort_keys=False
+            ),
             end="",
         )
         return
-    made = compare_plan(plan, target, ranks or ALONE)
-    print(f"comparison: {made['comparison']}\nreport: {made['report']}")
+    paths = compare_plan(plan, root, ranks or ALONE)
+    print(f"comparison: {paths['comparison']}\nreport: {paths['report']}")
 
 
 def _plan(name: str, overrides: Sequence[str]) -> Plan:
@@ -139,11 +139,11 @@ def _plan(name: str, overrides: Sequence[str]) -> Plan:
 def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None:
     """`metalearn resume`: continue an interrupted run; a finished one is only reported."""
     ranks = ranks or ALONE
-    stored = ranks.on_rank0(lambda: resumable(folder, allow_change))
-    if stored is None:
+    config = ranks.on_rank0(lambda: resumable(folder, allow_change))
+    if config is None:
         log.info(f"{folder}: this run is finished")
         return
-    result = run_one(parse(stored).experiments[0], folder, ranks=ranks)
+    result = run_one(parse(config).experiments[0], folder, ranks=ranks)
     print(line(result))
     print(f"run directory: {folder}")
     require_finite([(folder, result)])
@@ -176,7 +176,9 @@ def evaluate_run(
     if not (folder / "result.json").exists():
         step = int(loaded.state.step)
         log.info(f"note: {folder} is not finished: testing its newest checkpoint, step {step}")
-    data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
+    data, notes = apply_overrides(
+        loaded.config.resolved(), _as_evaluate_overrides(overrides, loaded.config)
+    )
     for note in notes:
         log.info(f"note: {note}")
     experiment = parse(data).experiments[0]
@@ -185,23 +187,23 @@ def evaluate_run(
     set_threads(loaded.config.run.threads or cores())
     parts = build_to_test(experiment, recorded_tasks(folder))
     _warn_of_changed_data(loaded, experiment, parts)
-    metas = _metas(loaded, experiment)
+    metas = _select_metas(loaded, experiment)
     tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
     ranks = ranks or ALONE
     with features_once(parts, tasks, settings.chunk, NullLedger(), ranks):
-        found = curve(ranks, experiment, parts, metas, tasks, NullLedger())
-    result = describe_result(experiment, experiment.run.seeds[0], parts, found)
+        learning_curve = curve(ranks, experiment, parts, metas, tasks, NullLedger())
+    result = describe_result(experiment, experiment.run.seeds[0], parts, learning_curve)
     result |= {
         "config_hash": experiment.hash(),
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    place = Path(out or folder / "evaluations")
-    return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(place, result)))
+    evaluations = Path(out or folder / "evaluations")
+    return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(evaluations, result)))
 
 
 def _warn_of_changed_data(loaded: LoadedRun, experiment: Experiment, parts: Parts) -> None:
-    """A warning where the same test is asked for, and its data are others now."""
+    """Warn if the test is the same, but its data have changed."""
     before = (loaded.config.test_task, loaded.config.evaluate.split)
     if before != (experiment.test_task, experiment.evaluate.split):
         return
@@ -213,36 +215,34 @@ def _check_settings(experiment: Experiment) -> None:
     if experiment.evaluate.headline == "tuned":
         text = "cannot be 'tuned' here: tuning happens during training; give a number of steps"
         raise ConfigError(("evaluate.headline_step", text))
-    seen = choices_by_seen_classes(experiment)
-    problems = [(place, text) for place, text in seen if place.startswith("evaluate")]
+    selection_problems = choices_by_seen_classes(experiment)
+    problems = [(place, text) for place, text in selection_problems if place.startswith("evaluate")]
     if problems := problems + contradictions(experiment):
         raise ConfigError(*problems)
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:
-    """Write <n>.json, n being one more than the highest number there."""
+    """Write <n>.json with n one more than the highest number in the folder; returns its path."""
     numbers = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()]
     path = folder / f"{1 + max(numbers, default=0)}.json"
     write_json(path, result)
     return path
 
 
-def _metas(loaded: LoadedRun, experiment: Experiment) -> list[Meta]:
-    """What evaluate.checkpoint asks for; the run's own choice of one is what the run was tested
-    with.
-    """
+def _select_metas(loaded: LoadedRun, experiment: Experiment) -> list[Meta]:
+    """Return the metas that evaluate.checkpoint selects; the run's own choice reuses its test's."""
     if (
         loaded.method.step is None
         or experiment.evaluate.checkpoint == loaded.config.evaluate.checkpoint != "ensemble"
     ):
         return [loaded.state.meta]
-    found = checkpoint.newest(loaded.folder / "checkpoints", loaded.state)
-    last = found[1] if found else loaded.state
+    newest = checkpoint.newest(loaded.folder / "checkpoints", loaded.state)
+    last = newest[1] if newest else loaded.state
     states, _ = select_checkpoint(experiment, loaded.folder, last)
     return [state.meta for state in states]
 
 
-def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
+def _as_evaluate_overrides(overrides: Sequence[str], trained: Experiment) -> list[str]:
     """Apply task.* to the test tasks; raises ConfigError for an override of training."""
     kind = type(trained.base_method)
     at_train = {name for name in kind.model_fields if kind.acts_of(name) == "train"} | {
@@ -257,14 +257,14 @@ def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
     changed, problems = [], []
     for text in overrides:
         key = text.partition("=")[0].split(".")
-        own = (
+        field_path = (
             key[1:]
             if trained.contains is None
             else key[2:]
             if key[:2] == ["method", "contains"]
             else []
         )
-        on_method = key[0] == "method" and bool(own) and own[0] not in at_train
+        on_method = key[0] == "method" and bool(field_path) and field_path[0] not in at_train
         if not (
             on_method
             or key[0] in ("evaluate", "task")
@@ -293,29 +293,31 @@ def report(dirs: Sequence[Path], out: Path) -> None:
 
 
 def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Components by table, and the files of EXPERIMENTS.
+    """Return the components by table, and the files of EXPERIMENTS.
 
-    Name, sentence, and every field with its sentence and default; of files name, sentence and path.
-    """
+    Each has its name, sentence, and every field with its sentence and default; each file its name,
+    sentence and path."""
     load_entry_points()
-    known = [*TABLES, LOSS_KIND, REPORT_KIND, *EXPERIMENTS]
-    if table is not None and table not in known:
-        raise ConfigError((table, f"unknown table; {did_you_mean(table, known)}"))
-    found = {}
-    for name in [table] if table else known:
+    tables = [*TABLES, LOSS_KIND, REPORT_KIND, *EXPERIMENTS]
+    if table is not None and table not in tables:
+        raise ConfigError((table, f"unknown table; {did_you_mean(table, tables)}"))
+    rows = {}
+    for name in [table] if table else tables:
         if name in TABLES:
-            found[name] = [_row(key, kind) for key, kind in TABLES[name].items()]
+            rows[name] = [_row(key, kind) for key, kind in TABLES[name].items()]
         elif name == LOSS_KIND:
-            found[name] = [_loss_row(key, one) for key, one in {**LOSSES, **FUNCTIONS}.items()]
+            rows[name] = [
+                _loss_row(key, function) for key, function in {**LOSSES, **FUNCTIONS}.items()
+            ]
         elif name == REPORT_KIND:
-            found[name] = [_section_row(one) for one in all_questions()]
+            rows[name] = [_section_row(question) for question in all_questions()]
         else:
             files = shipped.files(EXPERIMENTS[name])
-            found[name] = [
+            rows[name] = [
                 {"name": key, "sentence": shipped.sentence(path), "path": str(path)}
                 for key, path in files.items()
             ]
-    return found
+    return rows
 
 
 def _section_row(question: Question) -> dict[str, Any]:

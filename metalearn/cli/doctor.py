@@ -102,16 +102,16 @@ def _torch() -> Iterable[Finding]:
 
 def _compiler() -> Iterable[Finding]:
     use = "needed by the compiled executors and the set-up of learn2learn"
-    named = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    found = next((path for name in named if name and (path := shutil.which(name))), None)
-    if found is None:
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    compiler = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    if compiler is None:
         hint = "install g++ or clang, for example the package build-essential"
         yield Finding("compiler", "warning", f"no C++ compiler on the PATH; {use}: {hint}")
     elif not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         hint = "install the headers of this Python (python3-dev)"
-        yield Finding("compiler", "warning", f"{found}, but Python.h is missing; {use}: {hint}")
+        yield Finding("compiler", "warning", f"{compiler}, but Python.h is missing; {use}: {hint}")
     else:
-        yield Finding("compiler", "ok", found)
+        yield Finding("compiler", "ok", compiler)
 
 
 def _learn2learn() -> Iterable[Finding]:
@@ -169,7 +169,7 @@ CHECKS: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
 
 
 def report() -> list[Finding]:
-    """Every finding, in the order of the checks."""
+    """Return all findings, in the order of the checks."""
     findings: list[Finding] = []
     for name, check in CHECKS:
         try:
@@ -182,16 +182,16 @@ def report() -> list[Finding]:
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing of the core is missing."""
+    """Return whether all core packages are present."""
     return all(state != "missing" for _, state, _ in findings)
 
 
 def lines(findings: Iterable[Finding] | None = None) -> list[str]:
-    """The findings as lines of text, the verdict last."""
+    """Return the findings as lines of text, with the verdict last."""
     rows = list(report() if findings is None else findings)
     width = max(len(name) for name, _, _ in rows)
     count = sum(state == "warning" for _, state, _ in rows)
     verdict = "can run" if healthy(rows) else "cannot run until the missing packages are installed"
     warnings = f"; {count} warning{'s' if count != 1 else ''} above" if count else ""
-    shown = [f"{state:<8}{name:<{width}}  {sentence}" for name, state, sentence in rows]
-    return [*shown, f"metalearn {verdict}{warnings}."]
+    texts = [f"{state:<8}{name:<{width}}  {sentence}" for name, state, sentence in rows]
+    return [*texts, f"metalearn {verdict}{warnings}."]

@@ -63,7 +63,7 @@ DryRun = Annotated[
 def _on_devices(
     devices: int | None, act: Callable[[Any, Any], None], plugins: list[str] | None
 ) -> None:
-    """`act(commands, ranks)` in each of so many processes."""
+    """Call `act(commands, ranks)` in each of `devices` processes."""
 
     def work(ranks: Any) -> None:
         from metalearn.cli import commands
@@ -338,11 +338,11 @@ def list_(
         from metalearn.cli.commands import catalogue
 
         load_plugins(plugin)
-        found = catalogue(table)
+        tables = catalogue(table)
         if as_json:
-            print(json.dumps(found, indent=1))
+            print(json.dumps(tables, indent=1))
             return
-        for name, rows in found.items():
+        for name, rows in tables.items():
             print(f"{name}:")
             for row in rows:
                 print(f"  {row['name']:<24} {row['sentence']}")

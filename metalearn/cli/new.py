@@ -51,7 +51,7 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
     unknown = f"unknown kind {kind!r}; {did_you_mean(kind, [*KINDS, *OTHER_NAMES])}"
     problems = [] if kind in KINDS else [("KIND", unknown)]
-    if problems := [*problems, *_wrong(kind, name, module), *_existing(targets)]:
+    if problems := [*problems, *_name_problems(kind, name, module), *_existing_files(targets)]:
         raise ConfigError(*problems)
     from jinja2 import Environment, PackageLoader
 
@@ -72,13 +72,13 @@ def snake_case(name: str) -> str:
 
 
 def camel_case(name: str) -> str:
-    """sign_maml -> SignMaml; what has capitals stays as it is."""
+    """sign_maml -> SignMaml; existing capitals are kept."""
     parts = re.split(r"[_-]+", name)
     return "".join(part[:1].upper() + part[1:] for part in parts)
 
 
-def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
-    """Why a name cannot be that of a file and a component."""
+def _name_problems(kind: str, name: str, module: str) -> list[tuple[str, str]]:
+    """Return why a name cannot be that of a file and a component."""
     from metalearn.config.registry import TABLES
     from metalearn.losses import FUNCTIONS, LOSSES
 
@@ -89,13 +89,13 @@ def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
         return [(name, text)]
     if module in sys.stdlib_module_names or module == "metalearn":
         return [(name, f"{module}.py would shadow the module {module}: choose another name")]
-    taken: dict[str, Collection[str]] = {**TABLES, "losses": [*FUNCTIONS, *LOSSES]}
-    if module in taken.get(KINDS.get(kind, ""), ()):
-        what = ("an " if kind[0] in "aeiou" else "a ") + kind.replace("_", " ")
-        return [(name, f"{module} is the name of {what} that exists: choose another name")]
+    existing_names: dict[str, Collection[str]] = {**TABLES, "losses": [*FUNCTIONS, *LOSSES]}
+    if module in existing_names.get(KINDS.get(kind, ""), ()):
+        phrase = ("an " if kind[0] in "aeiou" else "a ") + kind.replace("_", " ")
+        return [(name, f"{module} is the name of {phrase} that exists: choose another name")]
     return []
 
 
-def _existing(targets: list[Path]) -> list[tuple[str, str]]:
+def _existing_files(targets: list[Path]) -> list[tuple[str, str]]:
     text = "already exists: choose another name, or another folder with --out"
     return [(str(path), text) for path in targets if path.exists()]

@@ -27,23 +27,26 @@ def predict(
     run = load_run(run_dir)
     spec = run.method.spec
     task = run.config.test_task
-    known, target = task.input_names, getattr(task, "target", None)
+    input_names, target = task.input_names, getattr(task, "target", None)
     group = getattr(task, "group", None)
     read = partial(read_examples, spec=spec, invert=invert, target=target, group=group)
-    examples, queries = _examples(read, support, query, known)
+    examples, queries = _read_both(read, support, query, input_names)
     learned = run.adapt(examples.x, examples.y, steps)
-    answers = learned.predict(queries.x)
+    predictions = learned.predict(queries.x)
     columns: list[str] = []
     values: list[list[Any]] = [[] for _ in queries.names]
     if learned.classes is None:
-        rows = np.asarray(answers).reshape(len(answers), -1)
+        rows = np.asarray(predictions).reshape(len(predictions), -1)
         numbered = [f"prediction_{n}" for n in range(rows.shape[1])]
         columns = ["prediction"] if rows.shape[1] == 1 else numbered
         values = [[f"{value:.9g}" for value in row] for row in rows]
     else:
         columns = ["prediction", *(f"p({name})" for name in learned.classes)]
-        shares = learned.predict_proba(queries.x)
-        values = [[a, *(f"{p:.6f}" for p in row)] for a, row in zip(answers, shares, strict=True)]
+        probabilities = learned.predict_proba(queries.x)
+        values = [
+            [a, *(f"{p:.6f}" for p in row)]
+            for a, row in zip(predictions, probabilities, strict=True)
+        ]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["query", *columns])
@@ -56,19 +59,19 @@ def predict(
         print(f"predictions: {out}")
 
 
-def _examples(
-    read: Callable[..., Examples], support: Path, query: Path, known: Sequence[str] | None
+def _read_both(
+    reader: Callable[..., Examples], support: Path, query: Path, input_names: Sequence[str] | None
 ) -> tuple[Examples, Examples]:
     """Return (support, queries); raises ConfigError with the problems of both files."""
     problems: list[tuple[str, str]] = []
     examples = queries = None
     try:
-        examples = read(support, place="--support", labelled=True, inputs=known)
+        examples = reader(support, place="--support", labelled=True, inputs=input_names)
     except ConfigError as error:
         problems += error.problems
     try:
-        names = known if examples is None else examples.columns or known
-        queries = read(query, place="--query", labelled=False, inputs=names)
+        names = input_names if examples is None else examples.columns or input_names
+        queries = reader(query, place="--query", labelled=False, inputs=names)
     except ConfigError as error:
         problems += error.problems
     if examples is None or queries is None:
