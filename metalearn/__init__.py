@@ -46,7 +46,7 @@ NAMES = {
     "ConfigError": "metalearn.errors",
     "option": "metalearn.component",
 }
-# Former names of modules, as written in older scripts: they and their submodules give the new ones.
+# Former names of modules, as in older scripts: they and their submodules import the new ones.
 MOVED = {
     "metalearn.run.bench": "metalearn.bench",
     "metalearn.run.commands": "metalearn.cli.commands",
@@ -71,12 +71,12 @@ def __dir__() -> list[str]:
 
 
 class _MovedModules:
-    """Finder and loader of MOVED: a module whose names are those of the new one."""
+    """Finder and loader of MOVED: a module with the names of the new one."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        moved = any(f"{name}.".startswith(f"{former}.") for former in MOVED)
-        return ModuleSpec(name, _MovedModules, is_package=True) if moved else None  # type: ignore[arg-type]
+        is_moved = any(f"{name}.".startswith(f"{former}.") for former in MOVED)
+        return ModuleSpec(name, _MovedModules, is_package=True) if is_moved else None  # type: ignore[arg-type]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -94,5 +94,5 @@ class _MovedModules:
 
 
 if _MovedModules not in sys.meta_path:
-    # First: a folder that is left of a former package would be found as a namespace package.
+    # First, because a remaining folder of a former package would be a namespace package.
     sys.meta_path.insert(0, _MovedModules)

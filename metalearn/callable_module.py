@@ -1,4 +1,4 @@
-"""Packages that are called as functions: `ml.compare(...)` beside `metalearn.compare`."""
+"""Packages that can be called as functions: `ml.compare(...)` as well as `metalearn.compare`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class CallableModule(ModuleType):
-    """A module whose call is that of one of its functions."""
+    """A module that can be called, which calls one of its functions."""
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module, _, name = str(vars(self)["CALLS"]).partition(":")
-        return getattr(importlib.import_module(module), name)(*args, **named)
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
 def make_callable(package: str) -> None:

@@ -27,19 +27,19 @@ from metalearn.errors import did_you_mean, explained_call
 from metalearn.types import Episode, EpisodeSpec, Key, Learner, Method, TaskSource, UpdateRule
 from metalearn.variable_tasks import Range, read_ranges, with_ranges
 
-CHOICE = "architecture.json"  # what Method.prepare leaves in its folder: genotype, words, trials
+CHOICE = "architecture.json"  # file of Method.prepare in its folder: genotype, words, trials
 FirstTasks = Callable[[int], tuple[Episode, Key]]  # count -> the first test tasks, keys of learning
 Acts = Literal["train", "adapt", "both"]
 Engine = Literal["all", "head", "body"] | None
 LONGEST_VALUE = 60  # characters of a value in a message
 
 
-if TYPE_CHECKING:  # type checkers read arguments from the fields, where no __call__ stands
+if TYPE_CHECKING:  # type checkers read arguments from the fields if there is no __call__
     from pydantic._internal._model_construction import ModelMetaclass as ComponentType
 else:
 
     class ComponentType(type(BaseModel)):
-        """The class of component classes: refuses options in the sentences of a file."""
+        """The metaclass of components: reports invalid options in the same sentences as files."""
 
         def __call__(cls, *args, **options):
             return explained_call(cls, super().__call__, args, options)
@@ -53,42 +53,42 @@ class Component(BaseModel, metaclass=ComponentType):
     @model_validator(mode="before")
     @classmethod
     def _read_paths(cls, data: Any) -> Any:
-        """A path is the text that stands in a file."""
+        """Convert paths to text, as a file has them."""
         if not isinstance(data, dict):
             return data
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in data.items()}
 
     @classmethod
     def sentence(cls) -> str:
-        """The first sentence of the docstring: what `metalearn list` shows."""
+        """Return the first sentence of the docstring, which `metalearn list` shows."""
         return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
     @classmethod
     def acts_of(cls, field: str) -> str:
-        """When a field takes effect: at `train`, at `adapt` (on a new task), or at both."""
+        """Return when a field takes effect: `train`, `adapt` (on a new task), or `both`."""
         extra = cls.model_fields[field].json_schema_extra
         return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"
 
     @classmethod
     def fixed_by_training(cls) -> tuple[str, ...]:
-        """Names of the fields that say what a trained network reads and predicts."""
+        """Return the names of the fields that say what a trained network reads and predicts."""
         extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
         return tuple(n for n, e in extras.items() if isinstance(e, dict) and e.get("fixed"))
 
     def without_later(self, data: dict[str, Any]) -> dict[str, Any]:
-        """`data`, made of this component, without the later fields that have their defaults."""
-        found = dict(data)
+        """Return `data` of this component without the later fields at their defaults."""
+        remaining = dict(data)
         for name, info in type(self).model_fields.items():
             value, extra = getattr(self, name), info.json_schema_extra
             if isinstance(extra, dict) and extra.get("later") and value == info.default:
-                found.pop(name, None)
-            elif isinstance(value, Component) and isinstance(found.get(name), dict):
-                found[name] = value.without_later(found[name])
-        return found
+                remaining.pop(name, None)
+            elif isinstance(value, Component) and isinstance(remaining.get(name), dict):
+                remaining[name] = value.without_later(remaining[name])
+        return remaining
 
     @classmethod
     def fields_at_adapt(cls) -> set[str]:
-        """Names of the fields that act only on new tasks: tuning them re-uses the trained meta."""
+        """Return the names of fields that act only on new tasks: tuning them reuses the meta."""
         return {name for name in cls.model_fields if cls.acts_of(name) == "adapt"}
 
 
@@ -112,13 +112,13 @@ class TaskComponent(Component, ABC):
         if not isinstance(data, dict):
             return handler(data)
         plain, ranges = read_ranges(data)
-        made = handler(plain)
-        made._ranges = ranges
-        return made
+        component = handler(plain)
+        component._ranges = ranges
+        return component
 
     @model_serializer(mode="wrap")
     def _write_ranges(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {**handler(self), **{name: list(ends) for name, ends in self._ranges.items()}}
+        return {**handler(self), **{name: list(limits) for name, limits in self._ranges.items()}}
 
     @property
     def ranges(self) -> dict[str, Range]:
@@ -127,7 +127,7 @@ class TaskComponent(Component, ABC):
 
     @property
     def trains_on_validation(self) -> bool:
-        """Whether training draws from the validation classes, which then may choose nothing."""
+        """Whether training samples from the validation classes, which then cannot select."""
         return False
 
     @abstractmethod
@@ -138,14 +138,14 @@ class TaskComponent(Component, ABC):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> TaskSource:
-        """The tasks of one split."""
+        """Return the tasks of one split."""
 
     def resolve(self, seed: int) -> TaskComponent:
-        """The task with all that `seed` draws written into it, for a resolved config."""
+        """Return the task with everything that `seed` samples stored, for a resolved config."""
         return self
 
     def after_training_on(self, trained: TaskComponent) -> TaskComponent:
-        """The task of a test, with what training on the resolved `trained` has fixed."""
+        """Return the test task with the values that training on the resolved `trained` fixed."""
         del trained
         return self
 
@@ -155,15 +155,18 @@ class TaskComponent(Component, ABC):
         return {name: getattr(self, name) for name in self.fixed_by_training()}
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
-        """Why a network trained on the resolved `trained` would misread these tasks.
+        """Return why a network trained on the resolved `trained` would misread these tasks.
 
-        (field, sentence) pairs; empty where the tasks are of another source."""
+        They are (field, sentence) pairs; empty for tasks of another source."""
         if type(self) is not type(trained):
             return []
         before, now = trained.fixed_values, self.fixed_values
         why = "the network would get other numbers than it was trained on, or be asked for others"
         return [
-            (name, f"is {_short(now[name])}, and in training {_short(before[name])}: {why}")
+            (
+                name,
+                f"is {_abbreviate(now[name])}, and in training {_abbreviate(before[name])}: {why}",
+            )
             for name in now
             if name in before and now[name] != before[name]
         ]
@@ -180,12 +183,12 @@ class TaskComponent(Component, ABC):
 
     @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """From inputs [B, *X] as a user has them to those of the tasks; None: the same."""
+        """Function from the inputs [B, *X] of a user to those of the tasks; None: the identity."""
         return None
 
     @property
     def target_moments_used(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Means [C] and deviations [C] that the tasks' targets were standardised by, or None."""
+        """Means [C] and standard deviations [C] that standardise the tasks' targets, or None."""
         return None
 
     @property
@@ -195,13 +198,13 @@ class TaskComponent(Component, ABC):
 
 
 class ModelComponent(Component, ABC):
-    """What learns, as pure functions of its parameters."""
+    """A model, as pure functions of its parameters."""
 
     name: str
 
     @abstractmethod
     def build(self, spec: EpisodeSpec) -> Learner:
-        """The learner for tasks of `spec`."""
+        """Return the learner for tasks of `spec`."""
 
     @property
     def provenance(self) -> dict[str, Any] | None:
@@ -220,29 +223,29 @@ class RuleComponent(Component, ABC):
 
     @abstractmethod
     def build(self, steps: int | None = None) -> UpdateRule:
-        """The rule; `steps` is the length of its schedule, None: the rate stays constant."""
+        """Return the rule; `steps` is the length of its schedule, None: a constant rate."""
 
 
 class MethodComponent(Component, ABC):
     """One way of learning new tasks, with the facts about it that other code needs."""
 
-    family: ClassVar[str] = "initialization"  # its row of families in reports
+    family: ClassVar[str] = "initialization"  # its family in reports
     palette_index: ClassVar[int] = (
         100  # of its colour in figures' palette; beyond it: the next free one
     )
     rate_is_input: ClassVar[bool] = False  # a compiled step takes its inner rate as an input
-    engine_trains: ClassVar[Engine] = None  # what the inner loop moves, where run.engine can train
+    engine_trains: ClassVar[Engine] = None  # what the inner loop updates, if run.engine can train
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name
     can_be_contained: ClassVar[bool] = True  # a search may choose the model that it learns with
-    controls_searches: ClassVar[bool] = False  # with its step size tuned, it stands beside a search
+    controls_searches: ClassVar[bool] = False  # with a tuned step size, it is a search's control
     needs_meta_steps: ClassVar[bool] = False  # a training step depends on how many there will be
-    # branch of the meta with a learned rule, which begins anew where `start` learned none
+    # branch of the meta with a learned rule, initialized again if `start` has no learned rule
     rule_branch: ClassVar[str | None] = None
     name: str
 
     @abstractmethod
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+        """Return the method for tasks of `spec`; `meta_steps` if the outer rule has a schedule."""
 
     @property
     def gradients_per_task(self) -> int:
@@ -251,12 +254,12 @@ class MethodComponent(Component, ABC):
 
     @property
     def minibatches(self) -> tuple[int | None, int | None]:
-        """Support examples in an inner step, (in training, on new tasks); None: all of them."""
+        """Support examples per inner step, (in training, on new tasks); None: all of them."""
         return None, None
 
     @classmethod
     def acts_on_new_tasks(cls) -> bool:
-        """Whether it has a field that acts when a new task is learned."""
+        """Return whether it has a field that acts when a new task is learned."""
         return any(cls.acts_of(name) != "train" for name in cls.model_fields if name != "name")
 
     @property
@@ -276,28 +279,28 @@ class MethodComponent(Component, ABC):
 
     @property
     def learned_rule(self) -> Component | None:
-        """The update rule that it learns, if it learns one."""
+        """The update rule that it learns, or None."""
         return None
 
     @property
     def rule_steps(self) -> int | None:
-        """The most steps that the learned rule is trained for; None where it learns none."""
+        """Largest number of steps that the learned rule is trained for; None without one."""
         return None
 
     def found_learner(
         self, genotype: tuple[int, ...], learner: Learner, spec: EpisodeSpec
     ) -> Learner:
-        """The learner of the architecture that its search has found, normalised as `learner`."""
+        """Return the learner of the architecture that its search found, normalised as `learner`."""
         del genotype, spec
         return learner
 
     def selection(
         self, method: Method, notes: dict[str, torch.Tensor], tasks: FirstTasks, steps: int
     ) -> dict[str, Any] | None:
-        """Arrays of selection.npz, from the notes of a test after `steps` steps.
+        """Return the arrays of selection.npz, from the notes of a test after `steps` steps.
 
-        `score` [R, A] is what the candidates of R tasks were chosen by, `truth` [R, A] how good
-        they are on queries; None where there was nothing to choose from."""
+        `score` [R, A] is the criterion that selected among the candidates of R tasks, `truth`
+        [R, A] their score on queries; None if there were no candidates."""
         del method, notes, tasks, steps
         return None
 
@@ -306,7 +309,7 @@ class MethodComponent(Component, ABC):
 class OneOf:
     """Marks the type of a field as one of the components of a table, by their names.
 
-    The table may grow: what `register` adds to it is accepted, too. In pydantic's terms it is a
+    The table may grow: what `register` adds to it is also accepted. In pydantic's terms it is a
     union with the discriminator `name` whose members are looked up when a value is validated."""
 
     table: Mapping[str, type[Component]]
@@ -345,8 +348,8 @@ class OneOf:
             raise ValidationError.from_exception_data(error.title, lines) from None
 
 
-def _short(value: Any) -> str:
-    """A value of a field as a file has it, its beginning where it is long."""
+def _abbreviate(value: Any) -> str:
+    """Return a value of a field as a file has it, truncated if it is long."""
     text = json.dumps(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
 

@@ -1,4 +1,4 @@
-"""Errors: bad input with all places at once, and the other ends of a run with their exit codes."""
+"""Errors: invalid input with all its places, and other failures of a run, with exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metalearn.logger import log
 
 
 class ConfigError(ValueError):
-    """Bad input, as a list of (place, sentence); the command line prints each and exits with 2."""
+    """Invalid input as (place, sentence) pairs; the command line prints each and exits with 2."""
 
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = tuple(problems)
@@ -24,7 +24,7 @@ class ConfigError(ValueError):
         return type(self), self.problems  # how it is sent to another process
 
     def under(self, prefix: str) -> ConfigError:
-        """The same problems, each place with a prefix in front."""
+        """Return the same problems with a prefix before each place."""
         return ConfigError(
             *((f"{prefix}.{place}" if place else prefix, text) for place, text in self.problems)
         )
@@ -35,125 +35,125 @@ class DataError(ConfigError):
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """A closing half sentence with the nearest valid name and all of them.
+    """Return the end of a sentence with the nearest valid name and all valid names.
 
     >>> ml.errors.did_you_mean("mamal", ["maml", "anil"])
     "did you mean 'maml'? valid: anil, maml"
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(word, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    matches = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {matches[0]!r}? " if matches else ""
     return f"{hint}valid: {', '.join(names)}"
 
 
 Place = tuple[str, ...]  # keys on the way to a value
-SENTENCE = "sentence"  # the type of a problem whose text is one already
+SENTENCE = "sentence"  # the type of a problem whose text is already a sentence
 
 
 def explained(kind: Any, problem: Any) -> tuple[Place, str]:
-    """One of pydantic's problems with the options of a component class, as (place, sentence)."""
-    place, got = [str(part) for part in problem["loc"]], problem.get("input")
-    owners, shown = _owners(kind, place)
-    where, text = tuple(shown), problem["msg"].removeprefix("Value error, ")
+    """Convert one of pydantic's problems with a component's options to (place, sentence)."""
+    place, value = [str(part) for part in problem["loc"]], problem.get("input")
+    owners, keys = _owners(kind, place)
+    where, text = tuple(keys), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         valid = getattr(owners[-1], "model_fields", ())
         return where, f"unknown key; {did_you_mean(place[-1], valid)}"
     if problem["type"] == "dict_type":
-        return where, f"must be a mapping (got {got!r})"
-    if problem["type"] in ("tuple_type", "list_type") and not isinstance(got, dict):
-        return where, f"must be a list, such as [{got}]"
+        return where, f"must be a mapping (got {value!r})"
+    if problem["type"] in ("tuple_type", "list_type") and not isinstance(value, dict):
+        return where, f"must be a list, such as [{value}]"
     text = re.sub("^Input should ", "must ", text)
-    teaches = isinstance(got, dict) or problem["type"] in ("value_error", SENTENCE)
-    return where, text if teaches else f"{text} (got {got!r})"
+    is_complete = isinstance(value, dict) or problem["type"] in ("value_error", SENTENCE)
+    return where, text if is_complete else f"{text} (got {value!r})"
 
 
 def explained_call(
     kind: type[Any], call: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
-    """call(*args, **options), which makes a component; a ValidationError has sentences."""
+    """Return the component call(*args, **options); a ValidationError has sentences."""
     from pydantic import ValidationError
     from pydantic_core import PydanticCustomError
 
-    wrong = [name for name, value in options.items() if truth_for_number(kind, name, value)]
-    problems: list[tuple[Place, str]] = [((n,), no_truth(options[n])) for n in wrong]
-    rest = {name: value for name, value in options.items() if name not in wrong}
+    invalid = [name for name, value in options.items() if truth_for_number(kind, name, value)]
+    problems: list[tuple[Place, str]] = [((n,), no_truth(options[n])) for n in invalid]
+    valid = {name: value for name, value in options.items() if name not in invalid}
     try:
-        made = call(*args, **rest)
+        component = call(*args, **valid)
     except ValidationError as error:
-        # A class with an `__init__` of its own is called where its options are validated, too.
-        whole = None if args or kind.__pydantic_custom_init__ else rest
-        problems += sentences(kind, error, whole)
+        # A class with its own `__init__` is also called when its options are validated.
+        checked_options = None if args or kind.__pydantic_custom_init__ else valid
+        problems += sentences(kind, error, checked_options)
     if problems:
         lines: Any = [
             {"type": PydanticCustomError(SENTENCE, "{text}", {"text": text}), "loc": place}
             for place, text in problems
         ]
         raise ValidationError.from_exception_data(kind.__name__, lines, hide_input=True) from None
-    return made
+    return component
 
 
 def sentences(kind: Any, error: Any, options: Mapping[str, Any] | None) -> list[tuple[Place, str]]:
-    """Every problem of the options of a component class, as (place, sentence).
+    """Return every problem of the options of a component class, as (place, sentence).
 
-    So are the cross-field rules, which pydantic skips where a field is wrong, but for those about
-    a wrong field; None in the place of options leaves them out."""
+    This includes cross-field rules, which pydantic skips if a field is invalid, except rules about
+    an invalid field; with None instead of options they are left out."""
     from pydantic import ValidationError  # not for the commands that do without it
 
-    found: list[Any] = list(error.errors(include_url=False))
-    bad = {str(problem["loc"][0]) for problem in found if problem["loc"]}
-    if bad and options is not None:
+    problems: list[Any] = list(error.errors(include_url=False))
+    invalid = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+    if invalid and options is not None:
         try:
-            kind.model_validate({name: v for name, v in options.items() if name not in bad})
-        except ValidationError as other:
-            rules = [problem for problem in other.errors() if not problem["loc"]]
-            found += [one for one in rules if not any(name in one["msg"] for name in bad)]
-    return [explained(kind, problem) for problem in found]
+            kind.model_validate({name: v for name, v in options.items() if name not in invalid})
+        except ValidationError as rule_error:
+            rules = [problem for problem in rule_error.errors() if not problem["loc"]]
+            problems += [rule for rule in rules if not any(name in rule["msg"] for name in invalid)]
+    return [explained(kind, problem) for problem in problems]
 
 
 def truth_for_number(kind: Any, name: str, value: Any) -> bool:
-    """Whether a true or false stands where a field takes none: pydantic would read 1 or 0."""
-    given = value if isinstance(value, list | tuple) else [value]
+    """Return whether a field that takes no truth value got one: pydantic would read 1 or 0."""
+    items = value if isinstance(value, list | tuple) else [value]
     info = kind.model_fields.get(name)
-    if info is None or not any(isinstance(one, bool) for one in given):
+    if info is None or not any(isinstance(item, bool) for item in items):
         return False
     return "bool" not in str(info.annotation) and "Any" not in str(info.annotation)
 
 
 def no_truth(value: Any) -> str:
-    """The sentence about a true or false in the place of a number."""
+    """Return the sentence about a true or false instead of a number."""
     return f"must not be true or false (got {value!r})"
 
 
 def _owners(kind: Any, place: list[str]) -> tuple[list[Any], list[str]]:
-    """The component classes that the keys of a place belong to, and the place without tags.
+    """Return the component classes that the keys of a place belong to, and the place without tags.
 
-    The tag of a component that a table holds stands in pydantic's path after its field."""
-    owners, shown, rest = [kind], list[str](), list(place)
-    while rest:
-        shown.append(rest.pop(0))
-        info = getattr(owners[-1], "model_fields", {}).get(shown[-1])
-        if info is None or not rest:
+    In pydantic's path the tag of a component of a table follows its field."""
+    owners, keys, remaining = [kind], list[str](), list(place)
+    while remaining:
+        keys.append(remaining.pop(0))
+        info = getattr(owners[-1], "model_fields", {}).get(keys[-1])
+        if info is None or not remaining:
             break
-        table = _table_of(info)
-        if len(rest) > 1 and rest[0] in table:
-            owners.append(table[rest.pop(0)])
+        table = _component_table(info)
+        if len(remaining) > 1 and remaining[0] in table:
+            owners.append(table[remaining.pop(0)])
         else:
             owners.append(type(info.default))
-    return owners, [*shown, *rest]
+    return owners, [*keys, *remaining]
 
 
-def _table_of(info: Any) -> dict[str, Any]:
-    """The components that a field takes, by their names; empty where it takes other values."""
-    waiting, found = [*info.metadata, info.annotation], dict[str, Any]()
-    while waiting:
-        part = waiting.pop()
-        found |= getattr(part, "table", None) or {}
-        waiting += get_args(part)
-    return found
+def _component_table(info: Any) -> dict[str, Any]:
+    """Return the components that a field accepts, by name; empty if it accepts other values."""
+    pending, table = [*info.metadata, info.annotation], dict[str, Any]()
+    while pending:
+        part = pending.pop()
+        table |= getattr(part, "table", None) or {}
+        pending += get_args(part)
+    return table
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; of an error without one, how Python writes it.
+    """Return the first line of an error's message; without a message its repr.
 
     >>> ml.errors.first_line(RuntimeError("out of memory"))
     'out of memory'
@@ -162,15 +162,15 @@ def first_line(error: BaseException) -> str:
 
 
 class Diverged(RuntimeError):
-    """Meta-training met a loss that is not finite: exit code 3."""
+    """Raised if a loss of meta-training is not finite: exit code 3."""
 
 
 class Stopped(BaseException):
-    """A signal asked for the end; the state is saved: exit code 75."""
+    """Raised after a signal to stop; the state is saved: exit code 75."""
 
 
 class RankLost(RuntimeError):
-    """A process of the group has died or is out of reach: exit code 1."""
+    """Raised if a process of the group has died or cannot be reached: exit code 1."""
 
 
 @contextmanager

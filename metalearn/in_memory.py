@@ -1,7 +1,7 @@
-"""Objects that were given in Python, by a hash of their content.
+"""Objects that were passed in Python, by a hash of their content.
 
-A config holds the hash; in the process in which the object was given, the config is complete. The
-owner of the `Held` keeps the object, so that nothing outlives its last component."""
+A config holds the hash; in the process in which the object was passed, the config is complete. The
+owner of the `Held` keeps the object, so that no object outlives its last component."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ PACKAGE = __name__.split(".")[0]
 
 
 class Held:
-    """One object, its hash, and what was made of it."""
+    """One object, its hash, and a cache of what was built from it."""
 
     def __init__(self, value: Any, sha256: str) -> None:
         self.value, self.sha256 = value, sha256
         self.made: dict[Any, Any] = {}
 
 
-_held: weakref.WeakValueDictionary[str, Held] = weakref.WeakValueDictionary()
+_registry: weakref.WeakValueDictionary[str, Held] = weakref.WeakValueDictionary()
 
 
 def hold(value: Any, sha256: str) -> Held:
-    """The object under its hash; the one that is known already stays."""
-    known = _held.get(sha256)
-    if known is None:
-        known = _held[sha256] = Held(value, sha256)
-    return known
+    """Store an object under its hash and return its entry; an existing entry is kept."""
+    entry = _registry.get(sha256)
+    if entry is None:
+        entry = _registry[sha256] = Held(value, sha256)
+    return entry
 
 
 def held(sha256: str | None) -> Held | None:
-    """What was given under this hash in this process and is still in use."""
-    return None if sha256 is None else _held.get(sha256)
+    """Return the entry of this hash, if its object was passed in this process and is in use."""
+    return None if sha256 is None else _registry.get(sha256)
 
 
 def name_of(value: Any) -> str:
-    """`package.Class`, of an instance its class."""
+    """Return `package.Class` of a class or function, or of the class of an instance."""
     kind = value if hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def hash_of(value: Any) -> str:
-    """SHA-256 of what an object computes: of tensors, modules, functions, and what they hold.
+    """Return the SHA-256 of an object: of tensors, modules, functions, and what they contain.
 
     A module counts by its class, parameters, buffers, submodules, hooks and other attributes;
     classes by their source; functions by their source, defaults, the variables they close over and
@@ -68,29 +68,29 @@ def hash_of(value: Any) -> str:
 Seen = dict[int, tuple[int, Any]]  # by id: number and object, so that no other takes its id
 CONSTANTS = (int, float, complex, str, bytes, tuple, Tensor, np.ndarray)
 PLAIN = (*CONSTANTS, list, dict, nn.Module)
-BOOKKEEPING = frozenset(vars(nn.Module()))  # names of what every module holds
+BOOKKEEPING = frozenset(vars(nn.Module()))  # attribute names of every module
 HOOKS = frozenset(name for name in BOOKKEEPING if name.endswith("_hooks"))
 
 
 def _content(value: Any, seen: Seen) -> Iterator[bytes]:
-    """The parts of an object; what is met again counts by where it was met first."""
+    """Yield the parts of an object; a repeated object counts by its first occurrence."""
     if isinstance(value, Tensor):
-        yield from _tensor(value)
+        yield from _tensor_content(value)
     elif isinstance(value, type):
-        yield " ".join((name_of(value), *map(_source_of, _own_classes(value)))).encode()
+        yield " ".join((name_of(value), *map(_get_source, _own_classes(value)))).encode()
     elif isinstance(value, tuple):
-        for one in value:
-            yield from _content(one, seen)
+        for item in value:
+            yield from _content(item, seen)
     elif id(value) in seen:
         yield f"object {seen[id(value)][0]}".encode()
     elif _state(value) is None:
         yield (name_of(value) if " at 0x" in repr(value) else repr(value)).encode()
     else:
         seen[id(value)] = len(seen), value
-        yield from _composed(value, seen)
+        yield from _composite_content(value, seen)
 
 
-def _tensor(value: Tensor) -> Iterator[bytes]:
+def _tensor_content(value: Tensor) -> Iterator[bytes]:
     if is_lazy(value):
         yield b"uninitialized"
         return
@@ -100,32 +100,32 @@ def _tensor(value: Tensor) -> Iterator[bytes]:
         yield array.cpu().flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b""
 
 
-def _composed(value: Any, seen: Seen) -> Iterator[bytes]:
+def _composite_content(value: Any, seen: Seen) -> Iterator[bytes]:
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         yield f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()
     elif isinstance(value, dict):
-        for key, one in value.items():
+        for key, item in value.items():
             yield str(key).encode()
-            yield from _content(one, seen)
+            yield from _content(item, seen)
     elif isinstance(value, list):
         yield from _content(tuple(value), seen)
     elif isinstance(value, FunctionType):
-        yield f"{name_of(value)} {_source_of(value)}".encode()
-        yield from _content(_of_function(value), seen)
+        yield f"{name_of(value)} {_get_source(value)}".encode()
+        yield from _content(_function_content(value), seen)
     elif isinstance(value, nn.Module):
         yield f"{name_of(value)} {value}".encode()
-        yield from _of_module(value, seen)
+        yield from _module_content(value, seen)
     else:
         yield name_of(value).encode()
         yield from _content(_state(value), seen)
 
 
 def _state(value: Any) -> Any:
-    """What an object holds; None of one that holds nothing, such as a number or a text."""
+    """Return what an object contains; None if it contains nothing, such as a number or a text."""
     if isinstance(value, (str, bytes, int, float, complex, np.generic, ModuleType)):
         return None
     if isinstance(value, dict | list | nn.Module | FunctionType):
-        return ()  # see _composed
+        return ()  # see _composite_content
     if isinstance(value, deque):
         return tuple(value)
     if isinstance(value, np.ndarray):
@@ -138,62 +138,72 @@ def _state(value: Any) -> Any:
         return value.__func__, value.__self__
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     names = [name for name in slots if name not in ("__dict__", "__weakref__")]
-    held = {name: getattr(value, name) for name in names if hasattr(value, name)}
-    held |= getattr(value, "__dict__", {})
-    if _inside(type(value)):
-        held = {name: one for name, one in held.items() if isinstance(one, PLAIN)}
-    return (type(value), held) if held else None
+    attributes = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    attributes |= getattr(value, "__dict__", {})
+    if _is_library(type(value)):
+        attributes = {
+            name: attribute
+            for name, attribute in attributes.items()
+            if isinstance(attribute, PLAIN)
+        }
+    return (type(value), attributes) if attributes else None
 
 
-def _of_function(function: FunctionType) -> tuple[Any, ...]:
-    """Defaults, variables, and of what it reads constants, functions and classes beside it.
+def _function_content(function: FunctionType) -> tuple[Any, ...]:
+    """Return defaults, closure, and the constants, functions and classes of its module it reads.
 
-    Functions of torch and of this package may hold caches: only plain values of them count.
-    """
-    held = [_cell(cell) for cell in function.__closure__ or ()]
-    if _inside(function):
-        return tuple(one if isinstance(one, PLAIN) else name_of(one) for one in held)
+    Functions of torch and of this package may hold caches: only their plain values count."""
+    closure = [_cell(cell) for cell in function.__closure__ or ()]
+    if _is_library(function):
+        return tuple(
+            variable if isinstance(variable, PLAIN) else name_of(variable) for variable in closure
+        )
     code = function.__code__
-    read = {name: function.__globals__.get(name) for name in code.co_names}
-    beside = {
-        name: one
-        for name, one in read.items()
-        if isinstance(one, CONSTANTS)
-        or (isinstance(one, type | FunctionType) and one.__module__ == function.__module__)
+    globals_read = {name: function.__globals__.get(name) for name in code.co_names}
+    hashed_globals = {
+        name: variable
+        for name, variable in globals_read.items()
+        if isinstance(variable, CONSTANTS)
+        or (
+            isinstance(variable, type | FunctionType) and variable.__module__ == function.__module__
+        )
     }
-    plain = [one for one in code.co_consts if isinstance(one, CONSTANTS)]
-    line = (plain, code.co_names) if function.__name__ == "<lambda>" else ()  # two may share one
-    return function.__defaults__, function.__kwdefaults__, *held, beside, line
+    constants = [constant for constant in code.co_consts if isinstance(constant, CONSTANTS)]
+    # Two lambdas may be on one source line.
+    line = (constants, code.co_names) if function.__name__ == "<lambda>" else ()
+    return function.__defaults__, function.__kwdefaults__, *closure, hashed_globals, line
 
 
-def _of_module(module: nn.Module, seen: Seen) -> Iterator[bytes]:
+def _module_content(module: nn.Module, seen: Seen) -> Iterator[bytes]:
     yield from _content((type(module), module.training), seen)
     for name, value in (*module._parameters.items(), *module._buffers.items()):
-        if value is None or id(value) in seen:  # a tied one counts by where it was met first
+        if value is None or id(value) in seen:  # a tied one counts by its first occurrence
             yield f"{name} {value if value is None else seen[id(value)][0]}".encode()
             continue
         seen[id(value)] = len(seen), value
         yield f"{name} {value.requires_grad}".encode()
-        yield from _tensor(value)
-    held = vars(module)
-    hooks = {name: tuple(found.values()) for name, found in held.items() if name in HOOKS}
-    extra = {name: value for name, value in held.items() if name not in BOOKKEEPING}
-    if _inside(type(module)):
+        yield from _tensor_content(value)
+    attributes = vars(module)
+    hooks = {
+        name: tuple(registered.values()) for name, registered in attributes.items() if name in HOOKS
+    }
+    extra = {name: value for name, value in attributes.items() if name not in BOOKKEEPING}
+    if _is_library(type(module)):
         extra = {name: value for name, value in extra.items() if not name.startswith("_")}
     yield from _content((module._modules, hooks, extra), seen)
 
 
 def _own_classes(kind: type) -> list[type]:
-    """A class and those that it inherits from, but for those of torch and of Python."""
+    """Return a class and its bases, except those of torch and of Python."""
     standard = ("builtins", "abc", "typing", "torch", "enum")
-    return [one for one in kind.__mro__ if one.__module__.split(".")[0] not in standard]
+    return [base for base in kind.__mro__ if base.__module__.split(".")[0] not in standard]
 
 
-def _inside(value: Any) -> bool:
+def _is_library(value: Any) -> bool:
     return str(getattr(value, "__module__", "")).split(".")[0] in ("torch", PACKAGE)
 
 
-def _source_of(value: Any) -> str:
+def _get_source(value: Any) -> str:
     try:
         return inspect.getsource(value)
     except (OSError, TypeError):

@@ -19,13 +19,13 @@ _PREFIXES: ContextVar[tuple[str, ...]] = ContextVar("prefixes", default=())
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """A warning, once a process: parts of a run are built for every split."""
+    """Log a warning once per process, as parts of a run are built for every split."""
     log.warning(text)
 
 
 @contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """Put `prefix: ` before every message of this block, such as the number of a trial."""
+    """Context manager that puts `prefix: ` before every message, such as a trial's number."""
     token = _PREFIXES.set((*_PREFIXES.get(), prefix))
     try:
         yield
@@ -34,7 +34,7 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 
 class MessageFormatter(logging.Formatter):
-    """`warning: rank 1: text`: the level where it is not plain information, prefixes, the text."""
+    """`warning: rank 1: text`: the level if it is above INFO, prefixes, the text."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = [] if record.levelno <= logging.INFO else [record.levelname.lower()]

@@ -232,8 +232,8 @@ def from_function(function: Function, spec: EpisodeSpec) -> Criterion:
         if batch_dims:
             dims = (0, 0) if weight is None else (0, 0, 0)
             args = (predictions, y) if weight is None else (predictions, y, weight)
-            inner = torch.func.vmap(partial(_call, loss, batch_dims - 1), in_dims=dims)
-            losses: Tensor = inner(*args)
+            mapped = torch.func.vmap(partial(_call, loss, batch_dims - 1), in_dims=dims)
+            losses: Tensor = mapped(*args)
             return losses
         if spec.classification:
             y = _classes(predictions, y)
@@ -257,8 +257,9 @@ def from_function(function: Function, spec: EpisodeSpec) -> Criterion:
 
 
 def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
-    """ConfigError for a function that adds up the losses of a batch: twice the batch, twice the
-    loss. Nothing where it does not take a batch of these shapes, and inside a trace."""
+    """Raise ConfigError for a function that sums over a batch: twice the batch, twice the loss.
+
+    Does nothing if it does not accept a batch of these shapes, and inside a trace."""
     if _is_traced():
         return
     size = math.prod(outputs)
@@ -267,11 +268,11 @@ def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int
     if len(targets) < len(outputs):
         y = torch.arange(math.prod(targets)).reshape(targets) % outputs[-1]
     try:
-        once, twice = function(p, y), function(torch.cat([p, p]), torch.cat([y, y]))
-        if once.dim() or twice.dim():
+        single, doubled = function(p, y), function(torch.cat([p, p]), torch.cat([y, y]))
+        if single.dim() or doubled.dim():
             return
-        sizes = float(once), float(twice)
-    except Exception:  # of a function for other shapes or types, which says so where it is used
+        sizes = float(single), float(doubled)
+    except Exception:  # of a function for other shapes or types, which raises it when it is used
         return
     if math.isclose(sizes[1], 2 * sizes[0], rel_tol=1e-4) and abs(sizes[0]) > 1e-6:
         text = (
@@ -285,11 +286,11 @@ def _is_traced() -> bool:
 
 
 def _refuse_class_axis(function: Function, predictions: Tensor, y: Tensor) -> None:
-    """ConfigError where torch's cross entropy would take axis 1 of [B, *Y, C] for the classes."""
+    """Raise ConfigError if torch's cross entropy would use axis 1 of [B, *Y, C] as the classes."""
     inner = function.func if isinstance(function, partial) else function
-    torchs = inner in (F.cross_entropy, F.nll_loss)
-    torchs = torchs or isinstance(inner, nn.CrossEntropyLoss | nn.NLLLoss)
-    if torchs and predictions.dim() > 2 and predictions.dim() == y.dim() + 1:
+    is_cross_entropy = inner in (F.cross_entropy, F.nll_loss)
+    is_cross_entropy = is_cross_entropy or isinstance(inner, nn.CrossEntropyLoss | nn.NLLLoss)
+    if is_cross_entropy and predictions.dim() > 2 and predictions.dim() == y.dim() + 1:
         text = (
             f"uses axis 1 of {list(predictions.shape)} as the class axis, but the classes are on "
         )
@@ -335,13 +336,13 @@ def _mean(per_example: Tensor, weight: Tensor | None, batch_dims: int) -> Tensor
         raise ConfigError(("weight", text))
     inner = tuple(range(batch_dims + 1, per_example.dim()))
     examples = per_example.mean(inner) if inner else per_example
-    # where, not a product: padding may hold what gives no finite loss
+    # where, not a product: the loss of padding may not be finite
     masked = torch.where(weight > 0, examples, torch.zeros_like(examples))
     return (weight * masked).sum(-1) / weight.sum(-1)
 
 
 def _values(predictions: Tensor, y: Tensor) -> Tensor:
-    """Targets of the predictions' shape; true counts as 1, false as 0."""
+    """Return targets of the predictions' shape; true counts as 1, false as 0."""
     _same_shape(predictions, y)
     return y.to(predictions.dtype) if y.dtype == torch.bool else y
 
@@ -357,14 +358,14 @@ def _same_shape(predictions: Tensor, y: Tensor) -> None:
 
 
 def _same_axes(predictions: Tensor, y: Tensor) -> None:
-    """Refuse what an operator would broadcast; other sizes may differ, as of mean and deviation."""
+    """Raise ConfigError for shapes that broadcast; other sizes may differ, as of mean and std."""
     pairs = zip(predictions.shape, y.shape, strict=False)
     if predictions.dim() != y.dim() or any(a != b and 1 in (a, b) for a, b in pairs):
         _same_shape(predictions, y)
 
 
 def _classes(logits: Tensor, y: Tensor) -> Tensor:
-    """The labels as int64, once they fit the logits."""
+    """Return the labels as int64; raises ConfigError if they do not fit the logits."""
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         text = f"are {str(y.dtype).removeprefix('torch.')}: classes are integers 0 .. C-1"
         raise ConfigError(("labels", text))

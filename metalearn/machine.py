@@ -16,11 +16,11 @@ import torch
 
 from metalearn.errors import ConfigError
 
-PAUSE = 1e-4  # seconds between two looks at a device that works
+PAUSE = 1e-4  # seconds between two queries of a busy device
 
 
 def device_of(name: str) -> str:
-    """`auto` is CUDA where there is one; ConfigError for a device that is not there."""
+    """Resolve `auto` to CUDA if available; raises ConfigError for a device that does not exist."""
     available = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if available else "cpu"
@@ -37,10 +37,10 @@ def device_of(name: str) -> str:
 def prepare_device(device: str, deterministic: bool = False) -> None:
     """Make a CUDA device the current one, and its float32 products those of IEEE 754.
 
-    By default torch rounds those of convolutions to TF32. Nothing is done for a CPU.
+    By default torch rounds those of convolutions to TF32. Does nothing for a CPU.
 
-    cuDNN always takes kernels whose results repeat; `deterministic` demands it of every operator,
-    RuntimeError where one has no such kernel."""
+    cuDNN always uses deterministic kernels; `deterministic` requires them of every operator, which
+    raises RuntimeError if it has none."""
     if not device.startswith("cuda"):
         return
     if ":" in device:
@@ -49,7 +49,7 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
     # The older flags too: torch.export reads them, and torch refuses where the two disagree.
     backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
     for part in (backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn):
-        part.fp32_precision = "none"  # what other code set there would go on
+        part.fp32_precision = "none"  # else the setting of other code would remain
     backends.fp32_precision = "ieee"
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -59,7 +59,7 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
 
 
 def cuda_facts(device: str) -> dict[str, Any]:
-    """The card of a CUDA device, versions of software, and the flags that decide its numbers."""
+    """Return the GPU of a CUDA device, software versions, and the flags that affect results."""
     card = torch.cuda.get_device_properties(device)
     return {
         "card": card.name,
@@ -79,19 +79,19 @@ def cuda_facts(device: str) -> dict[str, Any]:
 
 
 def has_triton() -> bool:
-    """Whether Triton can be imported, for kernels/ on CUDA; METALEARN_TRITON=0 says no."""
+    """Return whether Triton can be imported, for kernels/ on CUDA; not with METALEARN_TRITON=0."""
     if os.environ.get("METALEARN_TRITON") == "0":
         return False
     return importlib.util.find_spec("triton") is not None
 
 
 def own_kernels() -> bool:
-    """Whether CUDA takes the convolutions and normalisations of kernels/ instead of torch's."""
+    """Return whether CUDA uses the convolutions and normalisations of kernels/, not torch's."""
     return os.environ.get("METALEARN_CUDA_KERNELS") != "0"
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver; None where its management library is not there."""
+    """Return the version of NVIDIA's driver; None without its management library."""
     text = ctypes.create_string_buffer(96)
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -103,9 +103,9 @@ def driver_version() -> str | None:
 
 
 def finishes(device: str, seconds: Callable[[], float]) -> bool:
-    """Whether a device ends its work within so many seconds; a CPU has ended it.
+    """Return whether a device ends its work within `seconds()`; always true of a CPU.
 
-    The seconds may become fewer in the meantime."""
+    The value of `seconds()` may decrease in the meantime."""
     if not device.startswith("cuda"):
         return True
     event, begin = torch.cuda.Event(), time.monotonic()
@@ -125,12 +125,12 @@ def set_threads(count: int) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's name where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -141,24 +141,26 @@ def cpu_name() -> str:
 
 
 def load_average() -> list[float] | None:
-    """Processes that ran or waited, mean over 1, 5 and 15 minutes.
+    """Return the running or waiting processes, mean over 1, 5 and 15 minutes.
 
-    None where the system does not report it."""
+    None if the system does not report it."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def clock_mhz() -> float | None:
-    """The processor's clock now, mean over its cores; None where the system does not report it."""
+    """Return the processor's current clock, mean over cores; None if it is not reported."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return None
-    found = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
-    return round(sum(found) / len(found), 1) if found else None
+    frequencies = [
+        float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)
+    ]
+    return round(sum(frequencies) / len(frequencies), 1) if frequencies else None
 
 
 class Activity(NamedTuple):
-    """Seconds until now: of the clock, of this process, and of all that ran on its cores."""
+    """Seconds until now: of the clock, of this process, and of all processes on its cores."""
 
     clock: float
     process: float
@@ -169,7 +171,7 @@ class Activity(NamedTuple):
         return cls(time.perf_counter(), time.process_time(), _busy_seconds())
 
     def others_since(self, before: Activity) -> float | None:
-        """The share of the cores' time that other processes took since `before`."""
+        """Return the fraction of the cores' time that other processes used since `before`."""
         if self.cores is None or before.cores is None or self.clock <= before.clock:
             return None
         others = self.cores - before.cores - (self.process - before.process)
@@ -177,8 +179,7 @@ class Activity(NamedTuple):
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that the cores of this process were at work since the system started (Linux,
-    proc_stat(5))."""
+    """Return the busy seconds of the cores of this process since boot (Linux, proc_stat(5))."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:

@@ -38,7 +38,7 @@ _scopes, _NONE = _Scopes(), Padding()
 
 
 def current() -> Padding:
-    """The weights of the innermost scope."""
+    """Return the weights of the innermost scope."""
     return _scopes.open[-1] if _scopes.open else _NONE
 
 
@@ -65,14 +65,14 @@ def statistics_of(weight: Tensor | None) -> Iterator[None]:
 
 
 def statistics_weight() -> Tensor | None:
-    """Weights [B] of the examples whose statistics normalise; None: all the same."""
+    """Return weights [B] of the examples whose statistics normalise; None: equal weights."""
     return _scopes.statistics[-1] if _scopes.statistics else None
 
 
 def weighted_moments(x: Tensor, weight: Tensor, channel: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean [channels], biased variance [channels], count []) of x over all axes but `channel`.
+    """Return (mean [channels], biased variance [channels], count []) over all axes but `channel`.
 
-    mean = sum_b w_b x_b / sum_b w_b; an example of weight 0 changes nothing, whatever it holds."""
+    mean = sum_b w_b x_b / sum_b w_b; an example of weight 0 has no effect, even if not finite."""
     axes = tuple(axis for axis in range(x.dim()) if axis != channel % x.dim())
     shape = [1] * x.dim()
     shape[channel] = -1
@@ -86,7 +86,7 @@ def weighted_moments(x: Tensor, weight: Tensor, channel: int = 1) -> tuple[Tenso
 
 
 def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """((x - mean) / std of each column, whether the column varies); clipped at 5 deviations.
+    """Return ((x - mean) / std of each column, whether the column varies); clipped to [-5, 5].
 
     Mean and standard deviation are those of `context` [K, *X], default x itself, with the weights
     of the open scope (`padding_scope`); a column that is constant there becomes 0.
@@ -105,7 +105,7 @@ def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tenso
 
 
 def _class_mask(batch: Batch, classes: int) -> Tensor:
-    """[C] float, 1 for classes with an example of positive weight: of y [B, *Y] int64."""
+    """Return [C] float, 1 for classes in y [B, *Y] int64 with an example of positive weight."""
     same = batch.y.unsqueeze(-1) == torch.arange(classes, device=batch.y.device)
     if batch.y.dim() > 1:
         same = same.flatten(1, -2).any(1)  # [B, C]
@@ -116,7 +116,7 @@ def _class_mask(batch: Batch, classes: int) -> Tensor:
 
 
 def mask_absent_classes(logits: Tensor, class_mask: Tensor | None) -> Tensor:
-    """Logits [..., C], those of absent classes so low that their probability is 0."""
+    """Lower the logits [..., C] of absent classes so that their probability is 0."""
     if class_mask is None:
         return logits
     lowest = torch.finfo(logits.dtype).min / 4
@@ -124,14 +124,14 @@ def mask_absent_classes(logits: Tensor, class_mask: Tensor | None) -> Tensor:
 
 
 def class_mask_of(support: Batch, outputs: int) -> Tensor | None:
-    """The class mask [C] of a support set with weights; None without weights, and in regression."""
+    """Return the class mask [C] of a weighted support set; None without weights or classes."""
     if support.weight is None or support.y.is_floating_point():
         return None
     return _class_mask(support, outputs)
 
 
 def zero_padding(batch: Batch) -> Batch:
-    """The batch with zeros instead of padding, so that no padding reaches a gradient."""
+    """Return the batch with zeros instead of padding, so that no padding reaches a gradient."""
     if batch.weight is None:
         return batch
     counts = batch.weight > 0
@@ -144,7 +144,7 @@ def zero_padding(batch: Batch) -> Batch:
 
 
 def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
-    """`adapt`, called in a scope with the weights of the support set if it has any."""
+    """Wrap `adapt` so that it runs in a scope with the weights of the support set, if any."""
 
     def adapt_one(meta: Meta, support: Batch, step_indices: tuple[int, ...], key: Key) -> Any:
         if support.weight is None:
@@ -159,7 +159,7 @@ def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
 def predict_with_weights(
     predict: Callable[..., Tensor], features: Callable[..., Tensor] | None
 ) -> Callable[..., list[Tensor]]:
-    """(meta, P adapted, support, query_x, query_weight) -> P x [M, C], in a scope with the weights.
+    """Return (meta, P adapted, support, query_x, query_weight) -> P x [M, C], with the weights.
 
     Classes without support examples get probability 0."""
 
@@ -172,7 +172,7 @@ def predict_with_weights(
     ) -> list[Tensor]:
         def predict_each() -> list[Tensor]:
             x = query_x if features is None else features(meta, support, query_x)
-            return [predict(meta, one, support, x) for one in adapted]
+            return [predict(meta, params, support, x) for params in adapted]
 
         if support.weight is None and query_weight is None:
             return predict_each()

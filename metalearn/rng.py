@@ -44,7 +44,7 @@ A_SIGNED, B_SIGNED = signed(_A), signed(_B)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: int64 has only the arithmetic one."""
+    """Shift right logically; int64 has only the arithmetic shift."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -62,17 +62,19 @@ def _mix_int(z: int) -> int:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # hashing is not traced: a name is a constant
 def number(name: str | int) -> int:
-    """The integer below 2^64 of a name.
+    """Return the integer below 2^64 of a name.
 
     >>> ml.rng.number(7), ml.rng.number("train") == ml.rng.number("train")
     (7, True)
     """
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    whole = int(name)
-    if whole != name:
-        raise ConfigError(("name", f"{name!r} is truncated to {whole} in a key: use str({name!r})"))
-    return whole & MASK
+    truncated = int(name)
+    if truncated != name:
+        raise ConfigError(
+            ("name", f"{name!r} is truncated to {truncated} in a key: use str({name!r})")
+        )
+    return truncated & MASK
 
 
 def _device(name: str | int | Tensor) -> torch.device | None:
@@ -113,16 +115,16 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
-    """(i + 1) * GAMMA mod 2^64: [count], by doubling and sums alone.
+    """Return (i + 1) * GAMMA mod 2^64: [count], using only doubling and sums.
 
     Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU
     compiler corrupts memory on that product when `count` is no multiple of the vector width
     (tests/test_rng.py compiles odd sizes)."""
-    made = torch.full((1,), GAMMA_SIGNED, dtype=torch.int64, device=device)
+    counters = torch.full((1,), GAMMA_SIGNED, dtype=torch.int64, device=device)
     size = 1
     while size < count:
-        made, size = torch.cat([made, made + signed(size * _GAMMA)]), 2 * size
-    return made[:count]
+        counters, size = torch.cat([counters, counters + signed(size * _GAMMA)]), 2 * size
+    return counters[:count]
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
@@ -201,7 +203,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
     """`count` different numbers of 0 .. size-1 in random order: [*B, count].
 
     Few of many by `floyd` instead of sorting `size` numbers; a permutation makes their order
-    uniform too. ValueError where `count` is larger than `size`.
+    uniform as well. Raises ValueError if `count` is larger than `size`.
 
     >>> len(set(ml.rng.choice(ml.fold_in(0), 1000, 5).tolist()))
     5
@@ -214,7 +216,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
 
 
 def sorts_all(size: int, count: int) -> bool:
-    """Whether `choice` permutes all numbers and takes the first ones."""
+    """Return whether `choice` permutes all numbers and takes the first ones."""
     return size <= 4 * count or size <= 32
 
 
@@ -224,45 +226,45 @@ def floyd(words: Tensor, order: Tensor, size: int | Tensor) -> Tensor:
         t_p = size - count + p,  d_p uniform in 0 .. t_p
         chosen_p = d_p, or t_p where d_p was chosen before
 
-    words [*B, count] are the bits of the draws, order [*B, count] those of the order in which they
+    words [*B, count] are the bits of the d_p, order [*B, count] those of the order in which numbers
     are returned; size an int or [*B] of at least `count`. All rounds at once: d_p was chosen before
-    if an earlier draw equals it, or if it is an earlier t_j and round j chose that; these pointers
+    if an earlier d equals it, or if it is an earlier t_j and round j chose that; these pointers
     from p to j < p are followed by doubling."""
     count = words.shape[-1]
-    least = (size.unsqueeze(-1) if isinstance(size, Tensor) else size) - count
-    places = torch.arange(count, device=words.device)
-    drawn = (_shift(words, 33) * (places + (least + 1))) >> 31
-    earlier = places < places.unsqueeze(-1)
-    repeats = ((drawn.unsqueeze(-1) == drawn.unsqueeze(-2)) & earlier).any(-1)
-    source = (drawn - least).clamp(min=0)  # place 0 repeats nothing
+    offset = (size.unsqueeze(-1) if isinstance(size, Tensor) else size) - count
+    positions = torch.arange(count, device=words.device)
+    sampled = (_shift(words, 33) * (positions + (offset + 1))) >> 31
+    earlier = positions < positions.unsqueeze(-1)
+    repeats = ((sampled.unsqueeze(-1) == sampled.unsqueeze(-2)) & earlier).any(-1)
+    source = (sampled - offset).clamp(min=0)  # position 0 repeats nothing
     doublings = max(count - 2, 0).bit_length()
     for doubling in range(doublings):
         repeats = repeats | repeats.gather(-1, source)
         source = source.gather(-1, source) if doubling < doublings - 1 else source
-    return torch.where(repeats, places + least, drawn).gather(-1, order.argsort(-1))
+    return torch.where(repeats, positions + offset, sampled).gather(-1, order.argsort(-1))
 
 
-Chain = tuple[int, ...]  # what is added to a key before each of the mixes that lead to a number
+Chain = tuple[int, ...]  # the integers added to a key before each of the mixes of a number
 
 
 def chain(*names: str | int) -> Chain:
-    """The chain of fold_in(key, *names)."""
+    """Return the chain of fold_in(key, *names)."""
     numbers = [number(name) + 1 for name in names]
     return tuple(signed(value * factor) for value in numbers for factor in (_SALT, _GAMMA))
 
 
 def chains(start: Chain, count: int) -> list[Chain]:
-    """Those of bits(key, (count,)), key the end of `start`."""
-    return [(*start, signed((place + 1) * _GAMMA)) for place in range(count)]
+    """Return the chains of bits(key, (count,)), where `start` is the chain of the key."""
+    return [(*start, signed((index + 1) * _GAMMA)) for index in range(count)]
 
 
 class Words:
-    """Several draws of one key in few operations: equal to `bits` of keys folded from it.
+    """Several samples of one key in few operations: equal to `bits` of keys folded from it.
 
         words = Words([chains(chain(name), n), ...], device);   words(key) -> [bits [*B, n], ...]
 
-    Numbers at the end of chains of equal length are mixed together, and beginnings that they have
-    in common once. Make it outside of traces: it holds tensors."""
+    Numbers at the end of chains of equal length are mixed together, and common prefixes only once.
+    Build it outside of traces, as it holds tensors."""
 
     def __init__(self, draws: Sequence[Sequence[Chain]], device: str | torch.device) -> None:
         self._depths = [len(chains[0]) if chains else 0 for chains in draws]
@@ -276,17 +278,17 @@ class Words:
             columns = [last[prefix[:-1]] for prefix in prefixes]
             plain = len(last) == 1 or columns == list(range(len(last)))
             added = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.int64)
-            places = None if plain else torch.tensor(columns).to(device)
-            self._rounds.append((places, added.to(device)))
-            last = {prefix: place for place, prefix in enumerate(prefixes)}
+            index = None if plain else torch.tensor(columns).to(device)
+            self._rounds.append((index, added.to(device)))
+            last = {prefix: column for column, prefix in enumerate(prefixes)}
 
     def __call__(self, key: Key) -> list[Tensor]:
-        value, found = key.unsqueeze(-1), dict[int, Tensor]()
+        value, outputs = key.unsqueeze(-1), dict[int, Tensor]()
         for depth, (columns, added) in enumerate(self._rounds, 1):
             value = value if columns is None else value.index_select(-1, columns)
             value = _mix(value + added)
             sizes = [n if d == depth else 0 for n, d in zip(self._counts, self._depths)]
             pieces = value.split([*sizes, value.shape[-1] - sum(sizes)], -1)
-            found |= {place: pieces[place] for place, size in enumerate(sizes) if size}
+            outputs |= {index: pieces[index] for index, size in enumerate(sizes) if size}
         empty = key.unsqueeze(-1)[..., :0]
-        return [found.get(place, empty) for place in range(len(self._counts))]
+        return [outputs.get(index, empty) for index in range(len(self._counts))]

@@ -1,4 +1,4 @@
-"""Arithmetic over pytrees of tensors; the only file that touches torch's pytree module."""
+"""Arithmetic on pytrees of tensors; the only file that uses torch's pytree module."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Type = TypeVar("Type", bound=type)
 
 
 class _Field(str):
-    """The name of a field whose class torch's pytree does not take for a plain namedtuple.
+    """A field name whose type keeps torch's pytree from treating its class as a namedtuple.
 
-    In a namedtuple None is a leaf, whatever is registered, and `torch.func.vmap` refuses it."""
+    In a namedtuple None is a leaf, whatever is registered, and `torch.func.vmap` rejects it."""
 
 
 def optional_leaves(kind: Type) -> Type:
-    """A NamedTuple whose fields with a default are no leaves of torch's pytrees where None."""
+    """Register a NamedTuple whose fields with a default are not leaves of pytrees if None."""
     names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
     optional: dict[str, Any] = kind._field_defaults  # type: ignore[attr-defined]
     kind._fields = tuple(map(_Field, names))  # type: ignore[attr-defined]
 
     def present(values: Any) -> list[tuple[str, Any]]:
-        named = zip(names, values, strict=True)
-        return [(name, value) for name, value in named if not (value is None and name in optional)]
+        pairs = zip(names, values, strict=True)
+        return [(name, value) for name, value in pairs if not (value is None and name in optional)]
 
     def flatten(values: Any) -> tuple[list[Any], tuple[str, ...]]:
-        held = present(values)
-        return [value for _, value in held], tuple(name for name, _ in held)
+        items = present(values)
+        return [value for _, value in items], tuple(name for name, _ in items)
 
     def flatten_with_keys(values: Any) -> tuple[list[Any], tuple[str, ...]]:
-        held = present(values)
-        keyed = [(_pytree.GetAttrKey(name), value) for name, value in held]
-        return keyed, tuple(name for name, _ in held)
+        items = present(values)
+        keyed = [(_pytree.GetAttrKey(name), value) for name, value in items]
+        return keyed, tuple(name for name, _ in items)
 
     _pytree.register_pytree_node(
         kind,
         flatten,
-        lambda values, held: kind(**dict(zip(held, values, strict=True))),
+        lambda values, names: kind(**dict(zip(names, values, strict=True))),
         serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
         to_dumpable_context=list,
         from_dumpable_context=tuple,
@@ -51,7 +51,7 @@ def optional_leaves(kind: Type) -> Type:
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`function` on the leaves of one or several trees of the same structure; None stays.
+    """Apply `function` to the leaves of one or several trees of the same structure; None stays.
 
     >>> ml.tree.tree_map(lambda x: 2 * x, {"a": 1, "b": [2, None]})
     {'a': 2, 'b': [4, None]}
@@ -62,7 +62,7 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """The leaves in order; None is none.
+    """Return the leaves in order; None is not a leaf.
 
     >>> ml.tree.leaves({"a": 1, "b": [2, None]})
     [1, 2]
@@ -71,14 +71,14 @@ def leaves(tree: Any) -> list[Any]:
 
 
 class Structure(NamedTuple):
-    """What a tree is without its leaves; None belongs to it."""
+    """The structure of a tree without its leaves; None is part of it."""
 
     spec: Any
-    present: tuple[bool, ...]  # of each place, whether it holds a leaf
+    present: tuple[bool, ...]  # for each position, whether it has a leaf
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
-    """(leaves, structure), the inverse of `unflatten`. None is not a leaf.
+    """Return (leaves, structure), the inverse of `unflatten`. None is not a leaf.
 
     >>> values, structure = ml.tree.flatten({"a": 1, "b": [2, None]})
     >>> values, ml.tree.unflatten([3, 4], structure)
@@ -90,7 +90,7 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 
 def unflatten(values: Sequence[Any], structure: Structure) -> Any:
-    """The tree of a structure with these leaves.
+    """Return the tree of a structure with these leaves.
 
     >>> _, structure = ml.tree.flatten((1, 2))
     >>> ml.tree.unflatten([3, 4], structure)
@@ -102,7 +102,7 @@ def unflatten(values: Sequence[Any], structure: Structure) -> Any:
 
 
 def add(a: Any, b: Any) -> Any:
-    """The sum, leaf by leaf.
+    """Add two trees leaf by leaf.
 
     >>> ml.tree.add({"a": 1}, {"a": 2})
     {'a': 3}
@@ -111,7 +111,7 @@ def add(a: Any, b: Any) -> Any:
 
 
 def sub(a: Any, b: Any) -> Any:
-    """The difference, leaf by leaf.
+    """Subtract two trees leaf by leaf.
 
     >>> ml.tree.sub({"a": 1}, {"a": 2})
     {'a': -1}
@@ -120,7 +120,7 @@ def sub(a: Any, b: Any) -> Any:
 
 
 def scale(tree: Any, factor: float | Tensor) -> Any:
-    """Every leaf times a factor.
+    """Multiply every leaf by a factor.
 
     >>> ml.tree.scale({"a": 1.5}, 2)
     {'a': 3.0}
@@ -129,7 +129,7 @@ def scale(tree: Any, factor: float | Tensor) -> Any:
 
 
 def zeros_like(tree: Any) -> Any:
-    """Zeros in the shape of every leaf.
+    """Return zeros in the shape of every leaf.
 
     >>> ml.tree.zeros_like({"a": torch.ones(2)})
     {'a': tensor([0., 0.])}
@@ -138,7 +138,7 @@ def zeros_like(tree: Any) -> Any:
 
 
 def detach(tree: Any) -> Any:
-    """The same values as constants for gradients.
+    """Detach every leaf: the same values, constant for gradients.
 
     >>> ml.tree.detach({"a": torch.ones(1, requires_grad=True)})["a"].requires_grad
     False
@@ -147,7 +147,7 @@ def detach(tree: Any) -> Any:
 
 
 def mean_over_tasks(tree: Any) -> Any:
-    """[T, ...] -> [...] on every leaf.
+    """Mean of every leaf over tasks: [T, ...] -> [...].
 
     >>> ml.tree.mean_over_tasks({"a": torch.tensor([1.0, 3.0])})
     {'a': tensor(2.)}
@@ -171,20 +171,20 @@ def vmap(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
             None if dim is None else tree_map(lambda leaf, dim=dim: dim, arg)
             for dim, arg in zip(dims, args, strict=True)
         )
-        found: list[Structure] = []
+        structures: list[Structure] = []
 
         def tensors(*args: Any) -> list[Tensor]:
             values, structure = flatten(function(*args))
-            found.append(structure)
+            structures.append(structure)
             return values
 
-        return unflatten(torch.func.vmap(tensors, in_dims=axes)(*args), found[-1])
+        return unflatten(torch.func.vmap(tensors, in_dims=axes)(*args), structures[-1])
 
     return mapped
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Trees of the same structure -> one tree with a leading axis.
+    """Stack trees of the same structure into one tree with a leading axis.
 
     >>> ml.tree.stack([{"a": torch.tensor(1)}, {"a": torch.tensor(2)}])
     {'a': tensor([1, 2])}
@@ -193,7 +193,7 @@ def stack(trees: Sequence[Any]) -> Any:
 
 
 def take(tree: Any, index: Any) -> Any:
-    """The same index along the leading axis of every leaf.
+    """Index the leading axis of every leaf.
 
     >>> ml.tree.take({"a": torch.tensor([5, 6])}, 1)
     {'a': tensor(6)}
@@ -223,7 +223,7 @@ def partition(
 
 
 def trainable(params: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(trainable parameters, running statistics).
+    """Return (trainable parameters, running statistics).
 
     >>> ml.tree.trainable({"weight": 1, "stats.mean": 2})
     ({'weight': 1}, {'stats.mean': 2})
@@ -232,7 +232,7 @@ def trainable(params: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def named_leaves(tree: Any) -> dict[str, Tensor]:
-    """Every leaf under a dotted name: the checkpoint format.
+    """Return every leaf under a dotted name: the checkpoint format.
 
     >>> ml.tree.named_leaves({"meta": {"w": torch.tensor(1)}, "step": torch.tensor(2)})
     {'meta.w': tensor(1), 'step': tensor(2)}
@@ -240,12 +240,12 @@ def named_leaves(tree: Any) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for path, value in _pytree.tree_flatten_with_path(tree)[0]:
         if value is not None:
-            named[".".join(_part(entry) for entry in path)] = value
+            named[".".join(_key_name(entry) for entry in path)] = value
     return named
 
 
 def from_named(like: Any, named: dict[str, Tensor]) -> Any:
-    """The tree of `like`'s structure with the leaves of `named`; KeyError for missing names.
+    """Return a tree like `like` with the leaves of `named`; raises KeyError for missing names.
 
     >>> like = {"meta": {"w": torch.tensor(0)}}
     >>> ml.tree.from_named(like, {"meta.w": torch.tensor(1)})
@@ -253,7 +253,8 @@ def from_named(like: Any, named: dict[str, Tensor]) -> Any:
     """
     flat, structure = _pytree.tree_flatten_with_path(like)
     names = [
-        None if value is None else ".".join(_part(entry) for entry in path) for path, value in flat
+        None if value is None else ".".join(_key_name(entry) for entry in path)
+        for path, value in flat
     ]
     missing = [name for name in names if name is not None and name not in named]
     if missing:
@@ -263,7 +264,7 @@ def from_named(like: Any, named: dict[str, Tensor]) -> Any:
     )
 
 
-def _part(entry: Any) -> str:
+def _key_name(entry: Any) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))

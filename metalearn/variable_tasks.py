@@ -14,7 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
 Range = tuple[int, int]
-# Numbers, made at import: a step that hashes a name cannot be compiled.
+# Numbers, computed at import: a step that hashes a name cannot be compiled.
 WAYS, SHOTS = (int(rng.fold_in(0, "variable", name)) for name in ("ways", "shots"))
 
 
@@ -41,19 +41,21 @@ class VariableSource:
         return sum(1 / n for n in range(low, high + 1)) / (high - low + 1)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """As the source's, with weights [T, N*K] and [T, N*Q]."""
+        """Sample tasks of the source, with weights [T, N*K] and [T, N*Q]."""
         support, query, info = self._source.sample(key, num_tasks, start)
         keys, spec = info["key"], self.spec
         ways = ways_of(keys, self.ranges.get("ways", (spec.ways, spec.ways)))  # [T]
         low, high = self.ranges.get("shots", (spec.shots, spec.shots))
         shots = low + rng.integers(rng.fold_in(keys, SHOTS), (spec.ways,), high - low + 1)  # [T, N]
-        labels, asked = self._labels(support), self._labels(query)
-        chosen = labels < ways.unsqueeze(-1)
-        chosen = chosen & (_rank(labels, spec.ways) < shots.gather(-1, labels))
-        there = asked < ways.unsqueeze(-1)
+        support_labels, query_labels = self._labels(support), self._labels(query)
+        support_mask = support_labels < ways.unsqueeze(-1)
+        support_mask = support_mask & (
+            _rank(support_labels, spec.ways) < shots.gather(-1, support_labels)
+        )
+        query_mask = query_labels < ways.unsqueeze(-1)
         return Episode(
-            support._replace(weight=chosen.to(spec.dtype)),
-            query._replace(weight=there.to(spec.dtype)),
+            support._replace(weight=support_mask.to(spec.dtype)),
+            query._replace(weight=query_mask.to(spec.dtype)),
             {**info, "ways": ways, "shots": shots},
         )
 
@@ -61,7 +63,7 @@ class VariableSource:
         return self._source.examples(key, size)
 
     def on_cpu(self) -> VariableSource:
-        """The same tasks, drawn on the CPU where the source can be."""
+        """Return the same tasks, sampled on the CPU if the source can do so."""
         inner: TaskSource = getattr(self._source, "on_cpu", lambda: self._source)()
         return VariableSource(inner, self.ranges)
 
@@ -78,28 +80,28 @@ class VariableSource:
 
 
 def ways_of(keys: Key, ends: Range) -> Tensor:
-    """The number of classes of each task, of its key: [T] -> [T]."""
+    """Sample the number of classes of each task from its key: [T] -> [T]."""
     return ends[0] + rng.integers(rng.fold_in(keys, WAYS), (1,), ends[1] - ends[0] + 1).squeeze(-1)
 
 
 def _rank(labels: Tensor, ways: int) -> Tensor:
-    """How many examples of its class come before each: [T, B] -> [T, B]."""
+    """Return how many examples of its class precede each example: [T, B] -> [T, B]."""
     same = labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)
     before = same.to(torch.int64).cumsum(1) - 1
     return before.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def read_ranges(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Range]]:
-    """(the fields with the upper end of each range, the ranges) of `ways` and `shots`.
+    """Return (the fields with the upper end of each range, the ranges) of `ways` and `shots`.
 
-    ValueError for what is no [low, high] with 1 <= low <= high, and for tasks of one class."""
+    Raises ValueError if a range is not [low, high] with 1 <= low <= high, or has one class."""
     ranges: dict[str, Range] = {}
     for name in ("ways", "shots"):
         value = data.get(name)
         if not isinstance(value, list | tuple):
             continue
-        whole = all(type(end) is int for end in value) and len(value) == 2
-        if not whole or not (2 if name == "ways" else 1) <= value[0] <= value[1]:
+        is_range = all(type(end) is int for end in value) and len(value) == 2
+        if not is_range or not (2 if name == "ways" else 1) <= value[0] <= value[1]:
             least = "2" if name == "ways" else "1"
             text = f"{name} is a number or a range [low, high], {least} <= low <= high"
             raise ValueError(f"{text} (got {list(value)})")
@@ -108,10 +110,10 @@ def read_ranges(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Range]]
 
 
 def with_ranges(build: Callable[..., Any]) -> Callable[..., Any]:
-    """`build` of a task component, whose source is then of variable tasks where it has ranges."""
+    """Wrap `build` of a task component: with ranges its source samples variable tasks."""
 
-    def build_variable(self: Any, *args: Any, **named: Any) -> Any:
-        source = build(self, *args, **named)
+    def build_variable(self: Any, *args: Any, **kwargs: Any) -> Any:
+        source = build(self, *args, **kwargs)
         if not self.ranges or isinstance(source, VariableSource):
             return source
         if source.spec.objective is not None:
