@@ -145,10 +145,10 @@ def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) 
         (True, None),
     ):
         (tmp_path / "environment.json").write_text(json.dumps({"devices": devices}))
-        assert launch.recorded(tmp_path) == found
+        assert launch.recorded_devices(tmp_path) == found
     (tmp_path / "environment.json").write_text(json.dumps({"devices": launch.MOST + 1}))
     with pytest.raises(ConfigError, match="--devices N"):
-        launch.recorded(tmp_path)
+        launch.recorded_devices(tmp_path)
 
 
 def test_the_bench_of_ranks_makes_the_same_steps_by_turns(metalearn: Commands) -> None:

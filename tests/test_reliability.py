@@ -105,7 +105,7 @@ def test_killed_at_each_moment_of_writing_a_checkpoint(
 
 
 def _hold(folder: Path, ready: Any, done: Any) -> None:
-    with lock.held(folder):
+    with lock.lock_folder(folder):
         ready.set()
         done.wait(60)
 
@@ -138,9 +138,9 @@ def test_a_lock_whose_name_was_taken_away_is_not_held(
             (tmp_path / lock.NAME).unlink()
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with lock.held(tmp_path):
+    with lock.lock_folder(tmp_path):
         assert len(opened) == 2 and (tmp_path / lock.NAME).exists()
-        with pytest.raises(ConfigError, match="another process"), lock.held(tmp_path):
+        with pytest.raises(ConfigError, match="another process"), lock.lock_folder(tmp_path):
             pass
 
 

@@ -18,7 +18,7 @@ from metalearn.compare.compare import compare, folders
 from metalearn.compare.scheduler import needs, run_rows
 from metalearn.config.experiment import Experiment, parse
 from metalearn.errors import ConfigError
-from metalearn.storage.lock import Busy, held
+from metalearn.storage.lock import Busy, lock_folder
 
 FILE: dict[str, Any] = {
     **sinusoid(method=None, experiment="shared", run={"meta_steps": 40, "seeds": [0, 1]}),
@@ -118,7 +118,7 @@ def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:
         write(metalearn.folder, "waits", {**FILE, "methods": FILE["methods"][:1]}),
         metalearn.folder / "waits",
     )
-    with held(out / "methods" / "maml" / "seed-0"):
+    with lock_folder(out / "methods" / "maml" / "seed-0"):
         waiting = metalearn.start("compare", file, "--out", out)
         assert waiting.wait_for(
             lambda: (
@@ -137,7 +137,7 @@ def test_a_file_system_without_locks_is_no_other_process(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(OSError, match="No locks"), held(tmp_path):
+    with pytest.raises(OSError, match="No locks"), lock_folder(tmp_path):
         pass
 
 
@@ -213,7 +213,7 @@ def test_the_report_waits_for_a_process_that_is_writing_it(
 ) -> None:
     out = metalearn.folder / "straight"
     before = (out / "comparison.json").stat().st_mtime_ns
-    with held(out):
+    with lock_folder(out):
         late = metalearn.start("compare", write(metalearn.folder, "shared", FILE), "--out", out)
         assert late.wait_for(
             lambda: late.err.exists() and late.err.read_text().count("already finished") == 6

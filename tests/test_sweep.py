@@ -18,7 +18,7 @@ from commandline import Commands, files_of, refused, sinusoid
 from sweep_kills import at_work, sweep_of, sweep_with_kills, swept
 
 from metalearn.report.sweep_page import importance, read_sweep
-from metalearn.storage.lock import held
+from metalearn.storage.lock import lock_folder
 from metalearn.sweep.file import read
 from metalearn.sweep.request import claim_folder
 
@@ -60,7 +60,7 @@ def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> 
     folder = metalearn.folder / "runs" / "asleep"
     claim_folder(read(str(file)), folder)
     (folder / "trials" / "0").mkdir(parents=True)
-    with held(folder / "trials" / "0"):
+    with lock_folder(folder / "trials" / "0"):
         worker = metalearn.start("sweep", file, "--out", folder)
         ready = worker.wait_for(
             lambda: worker.err.exists() and "another process is working" in worker.err.read_text()

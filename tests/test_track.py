@@ -136,16 +136,20 @@ def test_its_telemetry_is_off_before_it_begins(
         Settings=dict, init=lambda **given: seen.append(os.environ.get(name))
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    by_wandb._opened(by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    by_wandb._open_run(
+        by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {}
+    )
     monkeypatch.setenv(name, "true")  # whoever wants it has it
-    by_wandb._opened(by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    by_wandb._open_run(
+        by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {}
+    )
     assert seen == ["false", "true"]
 
 
 def test_a_resumed_run_is_the_same_one_there(tmp_path: Path) -> None:
-    first = by_wandb._number(tmp_path)
-    assert by_wandb._number(tmp_path) == first and len(first) == 12
-    assert by_wandb._number(tmp_path / "other") != first
+    first = by_wandb._run_id(tmp_path)
+    assert by_wandb._run_id(tmp_path) == first and len(first) == 12
+    assert by_wandb._run_id(tmp_path / "other") != first
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_when_wandb_is_online(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert by_wandb.WandB(mode=mode).wanted() == wanted
+    assert by_wandb.WandB(mode=mode).resolved_mode() == wanted
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 123")
     assert by_wandb.has_key()
 

@@ -15,7 +15,7 @@ from metalearn.cli.nas import app as nas_app
 from metalearn.cli.new import new
 from metalearn.cli.plugin_option import Plugins
 from metalearn.cli.plugin_option import load as load_plugins
-from metalearn.distributed.launch import on_devices, recorded
+from metalearn.distributed.launch import on_devices, recorded_devices
 from metalearn.errors import ConfigError, exit_codes
 from metalearn.logger import show_messages
 
@@ -192,7 +192,7 @@ def resume(
 ) -> None:
     """Resume an interrupted run; a finished run is left unchanged."""
     with exit_codes():
-        count = devices or recorded(run_dir)
+        count = devices or recorded_devices(run_dir)
     _on_devices(
         count, lambda commands, ranks: commands.resume(run_dir, allow_change, ranks), plugin
     )

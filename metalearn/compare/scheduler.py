@@ -18,7 +18,7 @@ from metalearn.logger import log
 from metalearn.run.signals import signals
 from metalearn.run.tuning.choice import tunes
 from metalearn.run.warm_start import start_candidates
-from metalearn.storage.lock import Busy, held
+from metalearn.storage.lock import Busy, lock_folder
 
 PAUSE = 1.0  # seconds before a row that another process runs is tried again
 Row = tuple[Experiment, Path]  # one method and seed, and its run directory
@@ -98,7 +98,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Context manager that holds a folder, once no other process does."""
     while True:
         try:
-            with held(folder):
+            with lock_folder(folder):
                 yield
             return
         except Busy as busy:

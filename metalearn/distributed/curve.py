@@ -1,4 +1,4 @@
-"""A learning curve whose episodes are shared out over ranks by their numbers."""
+"""A learning curve whose episodes are distributed over ranks by their numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TaskSet(NamedTuple):
     split: str  # train_in_test_form, valid or test: an attribute of Parts
     episodes: int
     seed: int
-    draw_seed: int = 0  # numbers what a method draws for itself
+    draw_seed: int = 0  # seed of the method's own random numbers
 
 
 def curve(
@@ -40,9 +40,9 @@ def curve(
     tasks: TaskSet,
     ledger: Ledger,
 ) -> Curve:
-    """The learning curve of one meta, or of the ensemble of several; the same on all ranks.
+    """Return the learning curve of one meta, or of the ensemble of several; equal on all ranks.
 
-    The ledger of rank 0 gets what all ranks spent; seconds are its own."""
+    The ledger of rank 0 records the counts of all ranks, but only its own seconds."""
     source: TaskSource = getattr(parts, tasks.split)
     method, evaluate = parts.test_method, experiment.evaluate
     method = method if len(metas) == 1 else ensemble(method, metas)
@@ -52,32 +52,33 @@ def curve(
         return learning_curve(method, metas[0], source, evaluate.steps, **options)
     points = curve_points(method, source, evaluate.steps, tasks.episodes)
     first, count = ranks.share(tasks.episodes)
-    own: Ledger = ledger
+    own_ledger: Ledger = ledger
     if not ranks.is_first:
-        own = CostLedger(parts.device) if isinstance(ledger, CostLedger) else NullLedger()
-    mine = None
+        own_ledger = CostLedger(parts.device) if isinstance(ledger, CostLedger) else NullLedger()
+    scores = None
     if count:
         span = (first, first + count)
-        mine = score_episodes(
-            method, metas[0], source, points, span, tasks.seed, ledger=own, **options
+        scores = score_episodes(
+            method, metas[0], source, points, span, tasks.seed, ledger=own_ledger, **options
         )
-        mine = on_cpu(mine)
-    spent = own.totals() if isinstance(own, CostLedger) and not ranks.is_first else {}
-    found = ranks.gather((mine, spent))
-    for _, entries in found[1:]:
+        scores = on_cpu(scores)
+    spent = own_ledger.totals() if isinstance(own_ledger, CostLedger) and not ranks.is_first else {}
+    results = ranks.gather((scores, spent))
+    for _, entries in results[1:]:
         _add_counts(ledger, entries)
-    return make_curve(_joined([part for part, _ in found if part]), source, points, tasks.seed)
+    all_scores = _concatenate([rank_scores for rank_scores, _ in results if rank_scores])
+    return make_curve(all_scores, source, points, tasks.seed)
 
 
-def _joined(found: Sequence[Scores]) -> Scores:
-    notes = {name: torch.cat([part.notes[name] for part in found]) for name in found[0].notes}
-    columns = zip(*(part[:-1] for part in found), strict=True)  # all but the notes
+def _concatenate(parts: Sequence[Scores]) -> Scores:
+    notes = {name: torch.cat([part.notes[name] for part in parts]) for name in parts[0].notes}
+    columns = zip(*(part[:-1] for part in parts), strict=True)  # all but the notes
     accuracy, loss, finite, nll, counts = (torch.cat(column) for column in columns)
     return Scores(accuracy, loss, finite, nll, counts, notes)
 
 
 def _add_counts(ledger: Ledger, spent: dict[str, Entry]) -> None:
-    """Add what another rank counted; its seconds passed while this one's clock ran."""
+    """Add the counts of another rank; its seconds passed in parallel with those of this rank."""
     if isinstance(ledger, CostLedger):
         for phase, entry in spent.items():
             left_out = ("seconds", "peak_bytes")

@@ -1,6 +1,6 @@
-"""Starting one command in several processes, and what becomes of them; torch is not needed here.
+"""Launch one command in several processes and supervise them; does not import torch.
 
-`--devices N` forks N copies of the command. Under torchrun they are there already, one in each
+`--devices N` forks N copies of the command. Under torchrun they exist already, one in each
 process. The launcher forwards signals, ends the run when one of them dies, and returns rank 0's
 exit code."""
 
@@ -25,24 +25,24 @@ from metalearn.distributed.world import LOST, PASSED_ON, STORE, World, world
 from metalearn.errors import ConfigError, RankLost, exit_codes
 from metalearn.logger import log
 
-MOST = 512  # processes that a run directory may ask for by itself
+MOST = 512  # processes that a run directory may request by itself
 GRACE = 120.0  # seconds that the processes have to end after one of them has
-GLANCE = 0.02  # seconds between two looks at them
+POLL_INTERVAL = 0.02  # seconds between two checks of the processes
 GO_ON = "metalearn resume continues from its newest checkpoint"
-Work = Callable[[Any], None]  # what a process does with its ranks (None: it is alone)
+Work = Callable[[Any], None]  # of each process, called with its Ranks (None: a single process)
 
 
-def recorded(folder: Path) -> int | None:
-    """How many processes began a run.
+def recorded_devices(folder: Path) -> int | None:
+    """Return how many processes began an unfinished run, if more than one; else None.
 
-    As many go on with it, so that it ends bit for bit as if never interrupted."""
+    The same number continues it, so that the result is bitwise equal to an uninterrupted run."""
     try:
         facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         devices = facts.get("devices", 1)
     except (OSError, ValueError, AttributeError):
         return None  # the command itself says what is wrong with the folder
     finished = (folder / "result.json").exists()
-    if type(devices) is int and devices > MOST:  # somebody else's file must not start so many
+    if type(devices) is int and devices > MOST:  # a file must not start arbitrarily many
         text = f"records {devices} processes for this run, more than {MOST}: set --devices N"
         raise ConfigError((str(folder / "environment.json"), text))
     several = type(devices) is int and devices > 1
@@ -50,9 +50,9 @@ def recorded(folder: Path) -> int | None:
 
 
 def on_devices(devices: int | None, work: Work) -> None:
-    """Do the work in as many processes as asked for; SystemExit.
+    """Run `work` in `devices` processes; raises SystemExit when they end.
 
-    Default 1, under torchrun those that are there."""
+    Default 1, or under torchrun the existing ones."""
     here = world()
     if here.size > 1:
         if devices not in (None, here.size):
@@ -71,7 +71,7 @@ def on_devices(devices: int | None, work: Work) -> None:
 
 
 def _member(here: World, work: Work) -> None:
-    """One process of the group. All do the same work; rank 0 alone prints and logs."""
+    """Run one process of the group. All do the same work; only rank 0 prints and logs."""
     if here.rank:
         raise SystemExit(_quietly(here, work))
     try:
@@ -79,7 +79,7 @@ def _member(here: World, work: Work) -> None:
             work(_joined(here))
     except SystemExit as end:
         if isinstance(end.__context__, RankLost):
-            # Python would wait at its end for a sum whose other part is gone.
+            # At exit, Python would wait for a sum whose other process is gone.
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(1)
         raise
@@ -92,9 +92,9 @@ def _joined(here: World) -> Any:
 
 
 def _quietly(here: World, work: Work) -> int:
-    """Work without output; returns the exit code."""
+    """Run `work` without output; return the exit code."""
     log.disabled = True
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
         try:
             with exit_codes():
                 ranks = _joined(here)
@@ -105,7 +105,7 @@ def _quietly(here: World, work: Work) -> int:
 
 
 def _until_lost(ranks: Any, work: Work) -> int:
-    """Work until it is done, or until another process is found gone."""
+    """Run `work` until it ends, or until another process is lost; return the exit code."""
     try:
         work(ranks)
         return 0
@@ -122,12 +122,12 @@ def _until_lost(ranks: Any, work: Work) -> int:
 class _Group:
     """The processes of one launch, by their process numbers."""
 
-    ranks: dict[int, int] = field(default_factory=dict)  # process -> rank, of those that are alive
-    # rank -> exit code of those that have ended
+    ranks: dict[int, int] = field(default_factory=dict)  # process -> rank, of running processes
+    # rank -> exit code, of ended processes
     codes: dict[int, int] = field(default_factory=dict)
     signals: int = 0
     lost: bool = False
-    killing: bool = False  # who dies from now on was killed here
+    killing: bool = False  # deaths from now on are caused by the launcher
 
     def send(self, number: int, *, only: int | None = None) -> None:
         for process, rank in self.ranks.items():
@@ -135,10 +135,10 @@ class _Group:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
 
-    def passed_on(self, *_: Any) -> None:
-        """Pass a signal to the launcher on to the ranks.
+    def forward(self, *_: Any) -> None:
+        """Forward a signal of the launcher to the ranks.
 
-        The first one asks rank 0 to save and stop, the second ends everything at once."""
+        The first one asks rank 0 to save and stop, the second kills all ranks."""
         self.signals += 1
         if self.signals > 1:
             self.send(signal.SIGKILL)
@@ -146,15 +146,15 @@ class _Group:
             self.send(PASSED_ON, only=0)
 
     def reap(self) -> None:
-        """Record who has ended; a death of another rank is logged and asks rank 0 to stop."""
+        """Record ended processes; a death of another rank is logged and asks rank 0 to stop."""
         while self.ranks:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
             rank, code = self.ranks.pop(process), os.waitstatus_to_exitcode(status)
             self.codes[rank] = code
-            # Rank 0 may have noticed, and ended, before the dead one is reaped: then only a signal
-            # tells who was first.
+            # Rank 0 may have noticed, and ended, before the dead one is reaped: then only an exit
+            # by signal shows which process died first.
             died = code < 0 or (code == LOST and 0 not in self.codes)
             if rank and died and not self.signals and not self.killing:
                 self.lost = True
@@ -162,7 +162,7 @@ class _Group:
                 self.send(PASSED_ON, only=0)
 
     def wait(self) -> int:
-        """Until all have ended; the exit code of the whole."""
+        """Wait until all processes have ended; return the exit code of the launch."""
         deadline = None
         while self.ranks:
             self.reap()
@@ -171,13 +171,13 @@ class _Group:
             if deadline is not None and time.monotonic() > deadline:
                 self.killing = True
                 self.send(signal.SIGKILL)
-            time.sleep(GLANCE)
-        code = self.codes[0]
+            time.sleep(POLL_INTERVAL)
+        exit_code = self.codes[0]
         if self.signals:
-            return 0 if code == 0 else 75
-        if code < 0:
-            log.error(f"rank 0 {_how(code)}; {GO_ON}")
-        return 1 if code < 0 or (self.lost and code) else code
+            return 0 if exit_code == 0 else 75
+        if exit_code < 0:
+            log.error(f"rank 0 {_how(exit_code)}; {GO_ON}")
+        return 1 if exit_code < 0 or (self.lost and exit_code) else exit_code
 
 
 def _how(code: int) -> str:
@@ -191,31 +191,31 @@ def _nothing_to_save(*_: Any) -> None:
 
 
 def _launch(devices: int, work: Work) -> int:
-    """Fork the processes, watch them, and return the exit code of the whole."""
+    """Fork the processes, watch them, and return the exit code of the launch."""
     folder = Path(tempfile.mkdtemp(prefix="metalearn-"))
     group = _Group()
-    stops = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    previous = {number: signal.signal(number, group.passed_on) for number in stops}
+    stop_signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    previous = {number: signal.signal(number, group.forward) for number in stop_signals}
     try:
         for rank in range(devices):
             process = os.fork()
             if process == 0:
-                for number, old in previous.items():
-                    signal.signal(number, old)
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
                 _child(World(rank, devices, rank, devices), folder, work)
             group.ranks[process] = rank
         return group.wait()
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _child(here: World, folder: Path, work: Work) -> None:
-    """A process of the group, from the fork to its end; it outlives its launcher only to save."""
+    """Run a process of the group after the fork; it outlives its launcher only to save."""
     code = LOST if here.rank else 1
     try:
-        os.setpgid(0, 0)  # what the terminal sends reaches the launcher, which passes it on
+        os.setpgid(0, 0)  # signals of the terminal reach the launcher, which forwards them
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, int(PASSED_ON), 0, 0, 0)  # PR_SET_PDEATHSIG of Linux
         os.environ |= {
@@ -225,7 +225,7 @@ def _child(here: World, folder: Path, work: Work) -> None:
         }
         os.environ |= {"LOCAL_WORLD_SIZE": str(here.local_size), STORE: str(folder / "meeting")}
         if Path("/sys/class/net/lo").exists():
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
         signal.signal(PASSED_ON, signal.SIG_IGN if here.rank else _nothing_to_save)
         _member(here, work)
         code = 0

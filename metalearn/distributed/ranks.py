@@ -1,14 +1,14 @@
 """The processes (ranks) of one run, which all execute the same program.
 
-What a run does follows from its config, and all draws are functions of names: ranks decide alike
-without asking each other. They communicate by three operations:
+What a run does follows from its config, and all random numbers are functions of names: ranks make
+the same decisions without communication. They communicate with three operations:
 
-    sum      adds up a vector over ranks: the one thing that passes in a training step
+    sum      adds up a vector over ranks: the only communication of a training step
     gather   collects what each rank computed, such as the scores of its episodes
-    on_rank0 calls a function on rank 0 alone, for files and for choices made by a clock
+    on_rank0 calls a function on rank 0 only, for files and for choices that depend on timing
 
-Sums of meta-gradients travel between devices (NCCL on CUDA, gloo on CPU; the CUDA half has not run
-on several cards yet), all else between CPUs (gloo)."""
+Meta-gradients are summed between devices (NCCL on CUDA, gloo on CPU; NCCL has not been tested on
+several GPUs yet), everything else is sent between CPUs (gloo)."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ from metalearn.types import MetaState
 
 Value = TypeVar("Value")
 ANSWER = timedelta(minutes=30)  # in which a rank must answer: it may have to compile first
-# that a rank may wait for rank 0, which may choose an executor, search or write in the meantime
+# for which a rank may wait for rank 0, which may choose an executor, search or write meanwhile
 IDLE = timedelta(days=365)
-SIGNALLED = 60.0  # seconds that a step may take where a signal asks for the end
+SIGNALLED = 60.0  # seconds that a step may take after a signal that asks for the end
 SHARE_CARD = "METALEARN_SHARE_CARD"
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Ranks:
-    """The processes of a run, as one of them sees them."""
+    """The processes of a run, from the view of one of them."""
 
     def __init__(self, world: World, control: Any = None, cards: bool = False) -> None:
         self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
         self._control = control
         self._cards = cards  # whether sums travel between CUDA devices
-        self.signalled = False  # this process got a signal that asks for the end
-        self.stop = False  # some process did, and all know
-        self._flags: Tensor | None = None  # [], how many did by the last sum
+        self.signalled = False  # this process received a signal that asks for the end
+        self.stop = False  # some process did, and all ranks know it
+        self._flags: Tensor | None = None  # [], number of signalled processes at the last sum
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files."""
+        """Return whether this process writes the files."""
         return self.rank == 0
 
     def share(self, count: int) -> tuple[int, int]:
-        """(first, how many) of `count` numbered things that belong to this rank."""
+        """Return (first, number) of this rank's slice of `count` items."""
         return rank_slice(count, self.rank, self.size)
 
     def sum(self, vector: Tensor) -> Tensor:
         """Return the sum of a vector [n] over all ranks, on its device; signals are sent along."""
-        sent = torch.cat([vector, vector.new_full((1,), float(self.signalled))])
-        sent = sent if self._cards else sent.cpu()  # processes that share a card
+        payload = torch.cat([vector, vector.new_full((1,), float(self.signalled))])
+        payload = payload if self._cards else payload.cpu()  # processes that share a GPU
         with self._exchange():
-            dist.all_reduce(sent)
-        self._flags = sent[-1]
-        return sent[:-1].to(vector.device)
+            dist.all_reduce(payload)
+        self._flags = payload[-1]
+        return payload[:-1].to(vector.device)
 
     def stopping(self) -> bool:
-        """Whether a rank got a signal before the last sum: the same answer on all ranks."""
+        """Return whether a rank received a signal before the last sum; equal on all ranks."""
         if self.size == 1:
             self.stop = self.signalled
             return self.stop
-        if self._flags is None:  # every rank makes the whole step of this method
+        if self._flags is None:  # every rank computes the whole step of this method
             self.sum(torch.zeros(0))
         assert self._flags is not None
         self._await(self._flags)
@@ -81,15 +81,15 @@ class Ranks:
         return self.stop
 
     def _await(self, flags: Tensor) -> None:
-        """RankLost where the device does not end the last sum: it waits for a process that is gone.
+        """Raise RankLost if the last sum does not end because another process is gone.
 
-        The launcher signals that one has died."""
-        longest = ANSWER.total_seconds()
-        if not finishes(str(flags.device), lambda: SIGNALLED if self.signalled else longest):
+        The launcher signals that a process has died."""
+        timeout = ANSWER.total_seconds()
+        if not finishes(str(flags.device), lambda: SIGNALLED if self.signalled else timeout):
             raise RankLost(f"rank {self.rank}: another process of this run has ended")
 
     def gather(self, value: Value) -> list[Value]:
-        """What each rank gives, in the order of ranks, on all of them; tensors should be on CPU."""
+        """Return the values of all ranks, in order, on all ranks; tensors should be on CPU."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -98,7 +98,7 @@ class Ranks:
         return values
 
     def on_rank0(self, function: Callable[[], Value]) -> Value:
-        """What `function` returns on rank 0, which alone calls it; its exception is raised on all.
+        """Call `function` on rank 0 only; return its result, or raise its exception, on all ranks.
 
         It must not communicate itself, and tensors that it returns should be on CPU."""
         if self.size == 1:
@@ -131,14 +131,14 @@ class Ranks:
             raise RankLost(f"{text} ({_first_line(error)})") from error
 
     def own_state(self, state: MetaState, tasks: int) -> MetaState:
-        """The state with the task state of this rank's tasks out of all `tasks`."""
+        """Return the state with the task state of this rank's tasks out of all `tasks`."""
         if self.size == 1 or state.lanes is None:
             return state
         first, count = self.share(tasks)
         return state._replace(lanes=take(state.lanes, slice(first, first + count)))
 
     def whole_state(self, state: MetaState) -> MetaState:
-        """The state with the task state of all ranks' tasks, which is then on CPU."""
+        """Return the state with the task state of all ranks' tasks, which is then on CPU."""
         if self.size == 1 or state.lanes is None:
             return state
         parts = self.gather(on_cpu(state.lanes))
@@ -146,7 +146,8 @@ class Ranks:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A rank other than 0 passes a signal on with its next sum; the second one ends it."""
+        """Context manager of ranks other than 0: a signal is sent with the next sum, a second one
+        ends the process."""
 
         def on_signal(*_: Any) -> None:
             if self.signalled:
@@ -155,19 +156,19 @@ class Ranks:
 
         handlers: dict[signal.Signals, Any] = dict.fromkeys(STOPS, on_signal)
         handlers |= dict.fromkeys((signal.SIGINT, signal.SIGUSR2), signal.SIG_IGN)
-        previous = {number: signal.signal(number, new) for number, new in handlers.items()}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 ALONE = Ranks(World(0, 1, 0, 1))
 
 
 def join(world: World) -> Ranks:
-    """Meet the other processes: on CUDA where each has a device of its own (`check_cards`)."""
+    """Connect to the other processes: on CUDA if each has its own device (`check_cards`)."""
     cards = has_card_each(world.local_size)
     if cards:
         torch.cuda.set_device(world.local_rank)
@@ -184,14 +185,14 @@ def join(world: World) -> Ranks:
 
 
 def has_card_each(processes: int) -> bool:
-    """Whether this machine has a CUDA device for each of its processes."""
+    """Return whether this machine has a CUDA device for each of its processes."""
     return torch.cuda.is_available() and torch.cuda.device_count() >= processes
 
 
 def check_cards(ranks: Ranks, device: str) -> None:
-    """ConfigError where processes of a run on CUDA would share a device.
+    """Raise ConfigError if processes of a run on CUDA would share a device.
 
-    SHARE_CARD=1 allows it, to test them on one card."""
+    SHARE_CARD=1 allows it, to test them on one GPU."""
     if not device.startswith("cuda") or ranks.size == 1 or os.environ.get(SHARE_CARD) == "1":
         return
     if not has_card_each(ranks.local_size):
@@ -201,12 +202,12 @@ def check_cards(ranks: Ranks, device: str) -> None:
 
 
 def on_cpu(tree: Any) -> Any:
-    """The leaves of a tree on CPU, as other processes can read them."""
+    """Return the tree with its leaves on CPU, where other processes can read them."""
     return tree_map(lambda leaf: None if leaf is None else leaf.detach().cpu(), tree)
 
 
 def _portable(error: BaseException) -> BaseException:
-    """An exception that the other ranks can raise, too."""
+    """Return an exception that the other ranks can raise as well."""
     if isinstance(error, (ConfigError, OSError, Diverged, Stopped)):
         return error
     return RankLost(f"rank 0 failed with {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Which process of how many this is: what the launcher has written into the environment."""
+"""Rank and number of processes, as the launcher has written them into the environment."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import signal
 from typing import NamedTuple
 
-STORE = "METALEARN_MEETING"  # names the file in which the processes of one machine find each other
-LOST = 70  # exit code of a rank that has failed, or finds rank 0 gone
+STORE = "METALEARN_MEETING"  # file through which the processes of one machine connect
+LOST = 70  # exit code of a rank that has failed, or has lost rank 0
 # Asks rank 0 to stop; repeated ones count once, as a batch system may signal every process itself.
 PASSED_ON = signal.SIGUSR2
 
 
 class World(NamedTuple):
-    """Which process of how many this is, in all and on this machine."""
+    """Rank of this process and number of processes, in all and on this machine."""
 
     rank: int
     size: int
@@ -22,7 +22,7 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """What the launcher (this one, or torchrun) has written into the environment."""
+    """Read what the launcher (this one, or torchrun) has written into the environment."""
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         return World(

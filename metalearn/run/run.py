@@ -64,7 +64,7 @@ from metalearn.run.tuning.trials import (
 from metalearn.run.warm_start import folder_of, initial_state, warm_start
 from metalearn.storage.environment import describe
 from metalearn.storage.files import cut_lines, read_json, write_json
-from metalearn.storage.lock import held
+from metalearn.storage.lock import lock_folder
 from metalearn.storage.schema import read_result
 from metalearn.tracking.tracker import tracked
 from metalearn.tree import leaves
@@ -260,7 +260,7 @@ def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Lock the directory for these processes."""
     with ExitStack() as stack:
-        ranks.on_rank0(lambda: stack.enter_context(held(folder)))
+        ranks.on_rank0(lambda: stack.enter_context(lock_folder(folder)))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it.
+"""Checkpoints: a flat {name: tensor} file with a SHA-256 file next to it.
 
 The newest valid one is loaded, with a warning for damaged ones."""
 
@@ -29,7 +29,7 @@ def path_of(folder: Path, step: int) -> Path:
 def save(path: Path, tree: Any) -> None:
     """Write every leaf under its dotted name.
 
-    The checksum lands first, so a torn pair is never taken for valid."""
+    The checksum is written first, so that an incomplete pair is never valid."""
     named = {
         name: value.detach().to("cpu").contiguous().clone()
         for name, value in named_leaves(tree).items()
@@ -47,7 +47,7 @@ def checksum_of(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; ConfigError if it is missing, truncated or changed."""
+    """Return the tensors of a checkpoint. Raises ConfigError if it is missing or damaged."""
     try:
         content = path.read_bytes()
         expected = checksum_of(path).read_text().split()[0]
@@ -58,9 +58,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ConfigError((str(path), text))
     try:
         named = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except (
-        Exception
-    ) as error:  # on content that is no archive of tensors the unpickler fails in ways of all kinds
+    except Exception as error:  # the unpickler raises errors of all types on other content
         text = f"is not a file of tensors ({type(error).__name__})"
         raise ConfigError((str(path), text)) from error
     if not isinstance(named, dict) or not all(
@@ -71,35 +69,37 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load(path: Path, like: MetaState) -> MetaState:
-    """The state of a checkpoint, in the structure, dtype and device of `like`.
+    """Return the state of a checkpoint, in the structure, dtype and device of `like`.
 
-    Lanes may be wider than in `like`."""
+    The task state may be of more tasks than in `like`."""
     named = read(path)
     try:
         state: MetaState = from_named(like, named)
     except KeyError as error:
         text = f"belongs to another method or model: {error.args[0]}"
         raise ConfigError((str(path), text)) from error
-    wrong = [
+    mismatches = [
         f"{name} is {list(named[name].shape)}, must be {list(value.shape)}"
         for name, value in named_leaves(like).items()
         if not name.startswith("lanes") and named[name].shape != value.shape
     ]
-    if wrong:
-        raise ConfigError((str(path), f"belongs to another model: {'; '.join(wrong[:3])}"))
-    place = {name: value.device for name, value in named_leaves(like).items()}
-    moved = {name: value.to(place[name]) for name, value in named_leaves(state).items()}
-    return from_named(state, moved)  # type: ignore[no-any-return]
+    if mismatches:
+        raise ConfigError((str(path), f"belongs to another model: {'; '.join(mismatches[:3])}"))
+    devices = {name: value.device for name, value in named_leaves(like).items()}
+    named_on_device = {name: value.to(devices[name]) for name, value in named_leaves(state).items()}
+    return from_named(state, named_on_device)  # type: ignore[no-any-return]
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints that lie in a folder, ascending."""
-    found = (NAME.match(path.name) for path in folder.glob("step-*.pt")) if folder.is_dir() else ()
-    return sorted(int(match.group(1)) for match in found if match)
+    """Return the steps of the checkpoints in a folder, ascending."""
+    matches = (
+        (NAME.match(path.name) for path in folder.glob("step-*.pt")) if folder.is_dir() else ()
+    )
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def newest(folder: Path, like: MetaState) -> tuple[int, MetaState] | None:
-    """(step, state) of the newest valid checkpoint, or None.
+    """Return (step, state) of the newest valid checkpoint, or None.
 
     Damaged ones are skipped."""
     steps = steps_in(folder)

@@ -27,31 +27,31 @@ NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
 
 
 def read_columns(path: Path, place: str) -> dict[str, Array]:
-    """Columns by name, each [rows, ...]; those of a .csv file are text. `place` is named in errors.
+    """Return columns by name, each [rows, ...]; text for a .csv file. `place` is named in errors.
 
-    A .csv file is separated by commas, or by semicolons or tabs where its header has no comma, in
-    UTF-8, or in UTF-16 with a byte order mark. A .npy file has the one column x. Raises ConfigError
-    for another kind of file and for columns of unequal length, DataError for a file that cannot be
-    read."""
+    A .csv file is separated by commas, or by semicolons or tabs if its header has no comma, in
+    UTF-8, or in UTF-16 with a byte order mark. A .npy file has the single column x. Raises
+    ConfigError for another kind of file and for columns of unequal length, DataError for a file
+    that cannot be read."""
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".npz": _npz, ".npy": _npy}
     if not path.is_file():
         raise ConfigError((place, f"{path} is not a file"))
     if path.suffix.lower() not in readers:
         raise ConfigError((place, f"{path} must end with one of {', '.join(readers)}"))
-    found = readers[path.suffix.lower()](path, place)
-    if single := [name for name, column in found.items() if not column.ndim]:
+    columns = readers[path.suffix.lower()](path, place)
+    if single := [name for name, column in columns.items() if not column.ndim]:
         text = f"{path} contains {single[0]!r}, a single value and not a column: remove it"
         raise ConfigError((place, text))
-    lengths = {name: len(column) for name, column in found.items()}
+    lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError((place, f"{path} has columns of unequal length: {lengths}"))
     if not lengths or not next(iter(lengths.values())):
         raise ConfigError((place, f"{path} has no rows"))
-    return found
+    return columns
 
 
 def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
-    """The end of a sentence about a file without the column `name`."""
+    """Return the end of a sentence about a file without the column `name`."""
     if list(columns) == ["x"]:  # as of a .npy file
         text = (
             f"has no column {name!r}, only an array x: an .npz file can contain both; with target"
@@ -61,7 +61,7 @@ def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
 
 
 def numbers(column: Array, name: str, place: str) -> Array:
-    """A column as finite float64; ConfigError with the first rows that are not."""
+    """Return a column as finite float64. Raises ConfigError with the first rows that are not."""
     try:
         column = stacked(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
@@ -80,7 +80,7 @@ def numbers(column: Array, name: str, place: str) -> Array:
 
 
 def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Array:
-    """The inputs [rows, *X] of columns by name: one array, or [rows, columns] of numbers each.
+    """Return inputs [rows, *X] from columns by name: one array, or [rows, columns] of numbers.
 
     Bytes of images [rows, ..., H, W] become numbers in 0..1."""
     parts: list[Array] = []
@@ -98,15 +98,15 @@ def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Ar
         image = columns[names[0]].dtype == np.uint8 and parts[0].ndim > 2
         _check_channels(parts[0].shape[1:], image, place)
         return parts[0] / 255 if image else parts[0]
-    if wide := [name for name, part in zip(names, parts, strict=True) if part.ndim > 1]:
-        text = f"column {wide[0]!r} is an array and must be the only column of inputs (got"
+    if arrays := [name for name, values in zip(names, parts, strict=True) if values.ndim > 1]:
+        text = f"column {arrays[0]!r} is an array and must be the only column of inputs (got"
         text = f"{text} {', '.join(names)}): name one"
         raise ConfigError((place, text))
     return np.stack(parts, 1) if parts else np.zeros((0, 0))
 
 
 def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
-    """ConfigError for bytes of images [H, W, channels]; a warning for numbers of that form."""
+    """Raise ConfigError for bytes of images [H, W, channels]; warn for numbers of that shape."""
     if len(shape) != 3 or shape[-1] not in (3, 4) or min(shape[:2]) < 8 or shape[0] in (3, 4):
         return
     text = f"have rows of shape {list(shape)}, but images must be [channels, H, W]: use "
@@ -117,25 +117,25 @@ def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
 
 
 def found_inputs(columns: Sequence[str], place: str) -> list[str]:
-    """The columns of inputs where none are named; ConfigError for one without a name.
+    """Return the columns of inputs if none are named. Raises ConfigError for an unnamed column.
 
-    That is the index of a DataFrame, which tells classes in the order of a file apart."""
-    nameless = [name for name in columns if not name or name.startswith("Unnamed: ")]
-    if nameless:
-        text = f"column {nameless[0]!r} has no name, as the index of a DataFrame: write the file "
+    Such a column is the index of a DataFrame, which reveals the classes of a sorted file."""
+    unnamed = [name for name in columns if not name or name.startswith("Unnamed: ")]
+    if unnamed:
+        text = f"column {unnamed[0]!r} has no name, as the index of a DataFrame: write the file "
         raise ConfigError((place, text + "with to_csv(index=False), or name the inputs"))
     return list(columns)
 
 
 def stacked(column: Array) -> Array:
-    """A column of arrays or lists of one length as one array; any other as it is."""
+    """Stack a column of arrays or lists of one length; return any other unchanged."""
     if column.dtype == object and len(column) and isinstance(column.flat[0], np.ndarray | list):
-        return np.stack([np.asarray(one) for one in column])
+        return np.stack([np.asarray(entry) for entry in column])
     return column
 
 
 def dense(values: Any, place: str) -> Any:
-    """The values; ConfigError where they hold less than numbers for all of their places."""
+    """Return the values. Raises ConfigError if they are masked, sparse or quantized."""
     text = ""
     if np.ma.is_masked(values):
         text = "has masked entries, which have no value: " + GAPS
@@ -151,45 +151,48 @@ def dense(values: Any, place: str) -> Any:
 
 
 def has_no_label(column: Array) -> NDArray[np.bool_]:
-    """Where a column names no class: no value, an empty text, or what programs write for one."""
-    found = is_missing(column)
+    """Return where a column has no label: no value, or a text of `NO_LABEL`."""
+    missing = is_missing(column)
     if column.dtype.kind in "OUS":
-        found = found | np.isin(np.char.strip(column.astype(str)), NO_LABEL)
-    return found
+        missing = missing | np.isin(np.char.strip(column.astype(str)), NO_LABEL)
+    return missing
 
 
 def of_text(label: Any) -> str:
-    """What to do about a text of `NO_LABEL` that names a class; empty for other labels."""
+    """Return a hint about a text of `NO_LABEL` that may be a class; empty for other labels."""
     text = str(label).strip() if isinstance(label, str) else ""
     return f" ({text!r}; rename it if it is a class)" if text else ""
 
 
 def alike(names: Sequence[str]) -> str:
-    """Two names that differ in spaces, Unicode form or `.0` alone; empty without any."""
-    seen: dict[str, str] = {}
+    """Return two names that differ only in spaces, Unicode form or `.0`; empty without any."""
+    spellings: dict[str, str] = {}
     for name in names:
-        name = str(name)  # of numpy
-        plain = unicodedata.normalize("NFC", re.sub(INVISIBLE, "", " ".join(name.split())))
-        other = seen.setdefault(re.sub(r"^([+-]?\d+)\.0*$", r"\1", plain), name)
-        if other != name:
-            return f"{other!r} and {name!r}"
+        name = str(name)  # may be a numpy string
+        normalised = unicodedata.normalize("NFC", re.sub(INVISIBLE, "", " ".join(name.split())))
+        first = spellings.setdefault(re.sub(r"^([+-]?\d+)\.0*$", r"\1", normalised), name)
+        if first != name:
+            return f"{first!r} and {name!r}"
     return ""
 
 
 def refuse_rounded(labels: Any, place: str) -> None:
-    """ConfigError for labels that are floats beyond what float64 counts one by one."""
-    given = np.asarray(labels)
-    if given.dtype.kind == "f" and given.size and np.abs(given).max() >= EXACT:
-        text = f"contains {given.flat[np.abs(given).argmax()]:.0f}, a float of more than 15 digits"
+    """Raise ConfigError for float labels too large for float64 to represent every integer."""
+    array = np.asarray(labels)
+    if array.dtype.kind == "f" and array.size and np.abs(array).max() >= EXACT:
+        text = f"contains {array.flat[np.abs(array).argmax()]:.0f}, a float of more than 15 digits"
         raise ConfigError((place, f"{text}, which may be several labels: use integers or strings"))
 
 
 def is_missing(column: Array) -> NDArray[np.bool_]:
-    """Where a column has no value: None, NaN or NaT."""
+    """Return where a column has no value: None, NaN or NaT."""
     if column.dtype == object:
         # pandas.NA equals nothing and has no truth value
-        found = [one is None or type(one).__name__ == "NAType" or one != one for one in column.flat]
-        return np.array(found, bool).reshape(column.shape)
+        missing = [
+            value is None or type(value).__name__ == "NAType" or value != value
+            for value in column.flat
+        ]
+        return np.array(missing, bool).reshape(column.shape)
     if column.dtype.kind in "mM":
         return np.asarray(np.isnat(column))
     return (
@@ -198,7 +201,7 @@ def is_missing(column: Array) -> NDArray[np.bool_]:
 
 
 def _first_text(column: Array) -> str:
-    """The first row that holds no number, and what to do; empty where the column is no text."""
+    """Describe the first row that is not a number; empty if the column is not text."""
     if column.dtype.kind not in "OUS" or column.ndim > 1:
         return ""
     for row, value in enumerate(column, 1):
@@ -210,22 +213,22 @@ def _first_text(column: Array) -> str:
 
 
 def _remedy(value: str) -> str:
-    """What to do about a text in the place of a number."""
+    """Return what to do about a text instead of a number."""
     if value in ("", "None", "NA", "<NA>"):
         return GAPS
-    point = value.replace(",", ".")
-    if point.count(".") == 1 and point.replace(".", "").lstrip("+-").isdecimal():
-        whole = value.replace(",", "")
-        thousands = "," in value and len(point.split(".")[1]) == 3
-        return f"write {whole} or {point}" if thousands else f"write {point}"
+    with_point = value.replace(",", ".")
+    if with_point.count(".") == 1 and with_point.replace(".", "").lstrip("+-").isdecimal():
+        without_commas = value.replace(",", "")
+        is_ambiguous = "," in value and len(with_point.split(".")[1]) == 3
+        return f"write {without_commas} or {with_point}" if is_ambiguous else f"write {with_point}"
     return "remove the column, or replace it with numbers, such as 0 and 1 for each of its values"
 
 
 def _csv(path: Path, place: str) -> dict[str, Array]:
     try:
         content = path.read_bytes()
-        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        text = content.decode("utf-16" if wide else "utf-8-sig")
+        is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
         lines = io.StringIO(text, newline="")
         reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True)
         rows = [(n, row) for n, row in enumerate(reader, 1) if row]
@@ -241,9 +244,10 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
         raise ConfigError((place, text))
     if len(set(header)) < len(header):
         raise ConfigError((place, f"{path} names a column twice: {', '.join(header)}"))
-    wrong = [f"line {n}" for n, row in rows[1:] if len(row) != len(header)]
-    if wrong:
-        raise ConfigError((place, f"{path}: {', '.join(wrong[:5])}: not {len(header)} fields"))
+    wrong_lines = [f"line {n}" for n, row in rows[1:] if len(row) != len(header)]
+    if wrong_lines:
+        text = f"{path}: {', '.join(wrong_lines[:5])}: not {len(header)} fields"
+        raise ConfigError((place, text))
     columns = zip(*(row for _, row in rows[1:]), strict=True)
     return {
         name: np.array([value.strip() for value in column])
@@ -252,7 +256,7 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
 
 
 def _are_values(header: list[str]) -> bool:
-    """Whether a header is a row of numbers, and not the numbers of the columns."""
+    """Return whether a header is a row of numbers, and not the column numbers."""
     try:
         return [float(name) for name in header] not in (
             [float(n) for n in range(first, first + len(header))] for first in (0, 1)
@@ -262,11 +266,11 @@ def _are_values(header: list[str]) -> bool:
 
 
 def _delimiter(text: str) -> str:
-    """A comma, or what else separates the names of the header."""
+    """Return the separator of the header: a comma, a semicolon or a tab."""
     header = next((line for line in text.splitlines() if line.strip()), "")
     header = re.sub('"[^"]*"', "", header)  # a name may have commas
-    others = [mark for mark in ";\t" if mark in header]
-    return others[0] if "," not in header and others else ","
+    separators = [separator for separator in ";\t" if separator in header]
+    return separators[0] if "," not in header and separators else ","
 
 
 def _parquet(path: Path, place: str) -> dict[str, Array]:
@@ -291,7 +295,7 @@ def _npz(path: Path, place: str) -> dict[str, Array]:
 
 
 def by_field(array: Array) -> dict[str, Array]:
-    """The columns of an array with named fields; any other array is the column x."""
+    """Return the columns of an array with named fields; any other array is the column x."""
     fields = array.dtype.names
     return {"x": array} if fields is None else {name: array[name] for name in fields}
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, code, command."""
+"""The environment of a run: versions, machine, code, command."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from metalearn.machine import clock_mhz, cpu_name, cuda_facts, load_average
 
 @lru_cache(maxsize=1)
 def git_commit() -> str:
-    """The checkout's commit, with `+dirty` when files differ from it; empty outside a checkout."""
-    home = Path(__file__).resolve().parents[2]
-    if not (home / ".git").exists():
+    """Return the commit, with `+dirty` if files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return ""
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
         )
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit.stdout.strip() + ("+dirty" if changed.stdout.strip() else "")
+    return commit.stdout.strip() + ("+dirty" if status.stdout.strip() else "")
 
 
 def version() -> str:
@@ -44,7 +44,7 @@ def version() -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """The block that is written as environment.json."""
+    """Return the content of environment.json."""
     cuda = device.startswith("cuda")
     return {
         "metalearn": version(),

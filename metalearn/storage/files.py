@@ -20,19 +20,20 @@ from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError
 
+# what zipfile and numpy raise on bytes that are not an archive, or a damaged one
 UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
-LARGEST = 1e30  # of a number in a JSON file
+LARGEST = 1e30  # largest number in a JSON file
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write to a temporary file in the same folder, flush it to disk, then rename it atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # containers share numbers
+    # containers share process numbers
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with naming(path):
+    with naming_file(path):
         _replace(path, temporary, content)
 
 
@@ -53,8 +54,8 @@ def _replace(path: Path, temporary: Path, content: bytes) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An error of the system inside the block names the file that was to be written."""
+def naming_file(path: Path) -> Iterator[None]:
+    """Context manager that adds the name of the file to be written to system errors."""
     try:
         yield
     except OSError as error:
@@ -62,14 +63,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """The same data with null in the place of NaN, infinities (JSON has neither) and values beyond
-    LARGEST, of a run that diverged, which no figure can draw and which readers refuse."""
+    """Return the data with null instead of NaN, infinities (JSON has neither) and values beyond
+    LARGEST, from a diverged run, which figures cannot show and readers reject."""
     if isinstance(value, float):
         return value if abs(value) <= LARGEST else None
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -78,7 +79,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The data of a JSON file; ConfigError that names the file when it is not readable."""
+    """Return the data of a JSON file. Raises ConfigError if it is not readable."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -86,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; ConfigError that names it when it is not readable as text."""
+    """Return the text of a file. Raises ConfigError if it is not readable as text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -94,14 +95,14 @@ def read_text(path: Path) -> str:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The arrays of an npz file as numbers, never unpickled; ConfigError that names the file."""
+    """Return the arrays of an npz file as numbers, never unpickled. Raises ConfigError."""
     try:
         with (
             path.open("rb") as stream,
             np.load(stream, allow_pickle=False) as file,
-        ):  # numpy leaves a torn file open
+        ):  # numpy leaves a truncated file open
             return {name: np.asarray(file[name]).astype(np.float64) for name in file.files}
-    except (*UNREADABLE, AttributeError) as error:  # an array of npz members is none of npy's
+    except (*UNREADABLE, AttributeError) as error:  # a member may not be an npy array
         raise ConfigError((str(path), f"is not readable as arrays of numbers: {error}")) from error
 
 
@@ -113,14 +114,14 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add JSON lines and flush them to disk."""
     if not rows:
         return
-    with naming(path), path.open("a", encoding="utf-8") as handle:
+    with naming_file(path), path.open("a", encoding="utf-8") as handle:
         handle.write("".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, up to the first torn one."""
+    """Return the JSON lines of a file, up to the first incomplete one."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
@@ -136,10 +137,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Keep the lines up to a step: what a resumed run has not yet done again."""
+    """Keep the lines up to a step; a resumed run writes the later ones again."""
     rows = [row for row in read_lines(path) if row.get("step", 0) <= step]
     lines = (json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
     write_atomic(path, "".join(lines).encode())
-
-
-# What zipfile and numpy raise on bytes that are no archive, or a damaged one.

@@ -11,37 +11,37 @@ from filelock import FileLock, Timeout
 from metalearn.errors import ConfigError
 
 NAME = ".lock"
-PATIENCE = 0.2  # seconds: long enough to try again where the holder has just removed the file
+TIMEOUT = 0.2  # seconds: long enough to retry if the holder has just removed the file
 
 
 class Busy(ConfigError):
-    """Another process is at work on a run directory."""
+    """Another process is working on a run directory."""
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run directory for this process; Busy while another one does. Only the run remains.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Context manager that locks a run directory; the lock file is removed at the end.
 
-    OSError where the file system has no locks."""
-    made = not folder.exists()
-    lock = _locked(folder)
+    Raises Busy while another process has the lock, OSError if the file system has no locks."""
+    is_new = not folder.exists()
+    lock = _acquire(folder)
     try:
         yield
     finally:
         (folder / NAME).unlink(missing_ok=True)
         lock.release()
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            with suppress(OSError):  # another process has begun there
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # another process has started there
                 folder.rmdir()
 
 
-def _locked(folder: Path) -> FileLock:
-    """The lock of a folder, acquired; the folder is made again where its last holder removed it."""
+def _acquire(folder: Path) -> FileLock:
+    """Acquire the lock of a folder; create the folder again if its last holder removed it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / NAME, fallback_to_soft=False)
         try:
-            lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 10)
+            lock.acquire(timeout=TIMEOUT, poll_interval=TIMEOUT / 10)
             return lock
         except FileNotFoundError:
             continue

@@ -1,7 +1,7 @@
 """Schemas of the files of run directories that others may have written or damaged.
 
-Keys may be missing where a reader does without them, and there may be more; what is there has its
-type. Numbers are finite and such that a picture of them can be drawn."""
+Optional keys may be missing and additional keys are allowed; values are checked by type. Numbers
+are finite and small enough to be plotted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 Maybe = Number | None
 Row = Annotated[list[Maybe], Field(max_length=100_000)] | None
 Text = Annotated[str, Field(max_length=10_000)]
-SHOWN = 5  # problems in one message
+MAX_PROBLEMS = 5  # in one message
 
 
 class Open(BaseModel):
-    """Keys may be missing where a default stands, and there may be more."""
+    """Keys with a default may be missing, and additional keys are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -79,7 +79,7 @@ class _Spent(Open):
     device: Text | None = None
     once: dict[str, Number | Text | None] | None = None
     first_pass: dict[str, Maybe] | None = None
-    own: dict[str, Maybe] | None = None  # where somebody else has spent the rest
+    own: dict[str, Maybe] | None = None  # if others have spent the rest
     rounds: dict[str, list[Number]] | None = None
     __pydantic_extra__: dict[str, Number | Text | None]
 
@@ -88,7 +88,7 @@ class _Timing(Open):
     """How the seconds of new tasks were measured again after training."""
 
     rounds: Count
-    of_seed: Count | None = None  # rounds in which this seed of the row was timed; None: all
+    of_seed: Count | None = None  # rounds in which this seed of the method was timed; None: all
     others: Maybe = None
 
 
@@ -266,7 +266,7 @@ class _Round(Open):
 
 
 class RowsTiming(Open):
-    """timing.json of a comparison: seconds of new tasks by row, kind and phase in each round."""
+    """timing.json of a comparison: seconds of new tasks by method, kind and phase in each round."""
 
     rows: dict[str, str]
     first_call: dict[str, Number]
@@ -287,7 +287,7 @@ class _Metric(Open):
     goal: Literal["minimize", "maximize"]
 
 
-class _Trialled(Open):
+class _SweepTrial(Open):
     number: Count
     parameters: dict[str, Any]
     value: Maybe
@@ -299,30 +299,30 @@ class SweepFile(Open):
 
     metric: _Metric
     best: Count | None
-    trials: list[_Trialled]
+    trials: list[_SweepTrial]
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a finished run."""
+    """Return result.json of a finished run."""
     return checked(Result, read_json(folder / "result.json"), folder / "result.json")
 
 
 def check_lines(kind: type[BaseModel], path: Path) -> None:
-    """Refuse a file of lines one of which is not of this form; a torn end is no fault."""
+    """Raise ConfigError if a line does not fit the schema; an incomplete last line is allowed."""
     for number, row in enumerate(read_lines(path), start=1):
         checked(kind, row, f"{path}, line {number}")
 
 
 def checked(kind: type[BaseModel], data: Any, file: object) -> dict[str, Any]:
-    """The data, which has the form; ConfigError with the places that do not."""
+    """Return the data if it fits the schema. Raises ConfigError with the keys that do not."""
     try:
         kind.model_validate(data)
     except ValidationError as error:
-        found = error.errors()
-        places = [".".join(str(part) for part in problem["loc"]) for problem in found]
+        errors = error.errors()
+        keys = [".".join(str(part) for part in problem["loc"]) for problem in errors]
         problems = [
-            (f"{file}: {place}" if place else str(file), one["msg"])
-            for place, one in zip(places, found)
+            (f"{file}: {key}" if key else str(file), detail["msg"])
+            for key, detail in zip(keys, errors)
         ]
-        raise ConfigError(*dict.fromkeys(problems[:SHOWN])) from error
+        raise ConfigError(*dict.fromkeys(problems[:MAX_PROBLEMS])) from error
     return dict(data)

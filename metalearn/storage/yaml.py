@@ -1,6 +1,6 @@
-"""YAML as data: PyYAML's safe loader, without keys that stand twice, and with limits.
+"""YAML as data: PyYAML's safe loader, without duplicate keys, and with limits.
 
-They are on size, numbers and what aliases unfold into."""
+The limits are on size, on numbers and on the expansion of aliases."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import yaml
 from metalearn.errors import ConfigError
 
 BYTES = 4 << 20  # no experiment is a hundredth of this
-VALUES = 1_000_000  # with every alias written out
+VALUES = 1_000_000  # with every alias expanded
 MERGE = "tag:yaml.org,2002:merge"
 NUMBER = 100  # characters of a number: base 60 (1:30:00) has no other limit
 
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)  # merge keys stand as they are written
+        node = super().compose_mapping_node(anchor)  # merge keys are not expanded here
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
-                line, known = key.start_mark.line + 1, (key.tag, key.value)
-                if known in lines:
-                    where = f"lines {lines[known]} and {line}"
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    where = f"lines {lines[name]} and {line}"
                     raise yaml.YAMLError(f"the key {key.value!r} occurs twice ({where}): keep one")
-                lines[known] = line
+                lines[name] = line
         return node
 
     def construct_document(self, node: Any) -> Any:
-        if _unfolded(node, {}) > VALUES:  # before any of it is built: merge keys unfold, too
+        if _expanded_size(node, {}) > VALUES:  # before it is built: merge keys are expanded, too
             raise yaml.YAMLError(f"its aliases expand to more than {VALUES} values")
         return super().construct_document(node)
 
@@ -47,25 +47,25 @@ for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
-def _unfolded(node: Any, sizes: dict[int, float]) -> float:
-    """Number of values with every alias written out; infinite where one contains itself."""
+def _expanded_size(node: Any, sizes: dict[int, float]) -> float:
+    """Return the number of values with every alias expanded; infinite if one contains itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in sizes:
         sizes[id(node)] = math.inf
         mapping = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if mapping else node.value
-        sizes[id(node)] = 1 + sum(_unfolded(part, sizes) for part in parts)
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
     return sizes[id(node)]
 
 
 def is_printable(text: str) -> bool:
-    """Whether YAML takes every character of a text: no NUL, no surrogates."""
+    """Return whether YAML accepts every character of a text: no NUL, no surrogates."""
     return yaml.reader.Reader.NON_PRINTABLE.search(text) is None
 
 
 def parse_yaml(text: str) -> Any:
-    """The data of a YAML text; raises ValueError with a sentence on one line."""
+    """Return the data of a YAML text. Raises ValueError with a sentence on one line."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:
@@ -76,7 +76,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The data of a YAML file; ConfigError that names the file."""
+    """Return the data of a YAML file. Raises ConfigError that names the file."""
     try:
         if path.stat().st_size > BYTES:
             raise ValueError(f"it is larger than {BYTES >> 20} MiB")

@@ -32,7 +32,7 @@ from metalearn.nas.tabular import (
 )
 from metalearn.rng import fold_in
 from metalearn.storage.files import write_atomic
-from metalearn.storage.lock import held
+from metalearn.storage.lock import lock_folder
 from metalearn.types import Episode, Key, TaskSource
 
 LARGEST = 2000  # networks of a table
@@ -67,7 +67,7 @@ def tabulate(
     if (count := len(fresh.genotypes)) > LARGEST:
         text = f"has {count} different networks, more than {LARGEST}: use a small search space"
         raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
-    with held(path.with_suffix(".lock.d")):
+    with lock_folder(path.with_suffix(".lock.d")):
         table = _table_at(path, fresh)
         set_threads(experiment.run.threads or cores())
         episodes = source.sample(key, tasks)

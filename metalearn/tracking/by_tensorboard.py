@@ -15,8 +15,8 @@ class TensorBoard(SinkOptions):
 
     >>> track = {"tensorboard": {"on": True}}
     >>> task = ml.tasks.Sinusoid()
-    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
-    >>> made.run.track.tensorboard.on
+    >>> experiment = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> experiment.run.track.tensorboard.on
     True
     """
 
@@ -30,8 +30,8 @@ class _Events:
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        again = run.step + 1 if run.step else None  # what lies beyond it is done again
-        self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=again)
+        purge_step = run.step + 1 if run.step else None  # later steps are logged again
+        self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge_step)
 
     def rows(self, rows: Sequence[Json]) -> None:
         for row in rows:

@@ -15,8 +15,8 @@ class Terminal(SinkOptions):
 
     >>> track = {"terminal": {"on": False}}
     >>> task = ml.tasks.Sinusoid()
-    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
-    >>> made.run.track.terminal.on
+    >>> experiment = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> experiment.run.track.terminal.on
     False
     """
 
@@ -33,14 +33,14 @@ class _Lines:
     def rows(self, rows: Sequence[Json]) -> None:
         validations = [row for row in rows if row.get("kind") == "valid"]
         if validations:
-            found = {
+            scores = {
                 name: value
                 for row in validations
                 for name, value in scalars(row).items()
                 if not name.endswith("_ci95")
             }
             values = ", ".join(
-                f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()
+                f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items()
             )
             log.info(f"{self._tracked.title} step {validations[-1]['step']}: {values}")
 

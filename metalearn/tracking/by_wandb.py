@@ -19,7 +19,7 @@ from metalearn.storage.files import read_json, read_lines, write_json
 from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 WAIT = 4.0  # seconds for a server's answer at the start, and for the last data at the end
-MARK = "tracked.json"  # the run's id at W&B: a resumed run keeps it
+ID_FILE = "tracked.json"  # the run's id at W&B: a resumed run keeps it
 _UNREACHABLE: list[str] = []  # why this process no longer tries the server
 
 
@@ -28,8 +28,8 @@ class WandB(SinkOptions):
 
     >>> track = {"wandb": {"mode": "offline"}}
     >>> task = ml.tasks.Sinusoid()
-    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
-    >>> made.run.track.wandb.mode
+    >>> experiment = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> experiment.run.track.wandb.mode
     'offline'
     """
 
@@ -43,21 +43,21 @@ class WandB(SinkOptions):
     )
     tags: tuple[str, ...] = option((), "Tags.")
 
-    def wanted(self) -> str:
-        """online, offline or disabled, by environment, key and options."""
-        given = os.environ.get("WANDB_MODE", "").strip().lower()
-        mode = {"dryrun": "offline", "run": "online"}.get(given, given) or self.mode
+    def resolved_mode(self) -> str:
+        """Return online, offline or disabled, from environment, key and options."""
+        variable = os.environ.get("WANDB_MODE", "").strip().lower()
+        mode = {"dryrun": "offline", "run": "online"}.get(variable, variable) or self.mode
         if mode in ("auto", "online"):
             return "online" if has_key() and not _UNREACHABLE else "offline"
         return "disabled" if mode == "disabled" else "offline"
 
     def build(self, tracked: TrackedRun) -> Sink | None:
-        mode = self.wanted()
+        mode = self.resolved_mode()
         return None if mode == "disabled" else _Run(self, tracked, mode)
 
 
 def has_key() -> bool:
-    """Whether the environment or netrc holds a key; there is no prompt."""
+    """Return whether the environment or netrc contains a key; there is no prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
@@ -78,7 +78,7 @@ class _Run:
         self._tracked, self._options = tracked, options
         code = {"git": tracked.facts.get("git")}
         config = {**tracked.config, "code": code, "environment": tracked.facts}
-        self._run = _opened(options, tracked, mode, config)
+        self._run = _open_run(options, tracked, mode, config)
         self._run.define_metric("step")
         self._run.define_metric("adapt_step")
         for name in ("train/*", "valid/*", "train_tasks/*"):
@@ -97,8 +97,8 @@ class _Run:
         points = list(zip(*(test[key] for key in columns)))
         for step, *values in points:
             named = {f"test/{key}": value for key, value in zip(columns[1:], values)}
-            known = {name: value for name, value in named.items() if value is not None}
-            self._run.log({"adapt_step": step, **known})
+            finite = {name: value for name, value in named.items() if value is not None}
+            self._run.log({"adapt_step": step, **finite})
         phases = [
             {"phase": phase} | {key: None if v == "unknown" else v for key, v in entry.items()}
             for phase, entry in result["cost"].items()
@@ -117,36 +117,36 @@ class _Run:
         self._run.summary.update({**_flat(result), **headline, **self._best(result)})
 
     def _best(self, result: Json) -> dict[str, float]:
-        """The validation of the tested state, which W&B's sweeps compare."""
+        """Return the validation scores of the tested state, which W&B's sweeps compare."""
         lines = read_lines(self._tracked.folder / "metrics.jsonl")
         rows = [row for row in lines if row.get("split") == "valid"]
         tested = [row for row in rows if row["step"] == result.get("checkpoint_step")]
         return scalars(tested[-1] if tested else rows[-1]) if rows else {}
 
     def page(self, folder: Path, page: Path) -> None:
-        found: Json = {"report": _html(page)}
+        media: Json = {"report": _html(page)}
         for name in ("comparison.json", "sweep.json"):
             if (folder / name).exists():
-                found |= _tables(read_json(folder / name))
+                media |= _tables(read_json(folder / name))
         for file in sorted((folder / "figures").glob("*.svg")):
-            found[f"figures/{file.stem}"] = _html(file)
-        self._run.log(found)
+            media[f"figures/{file.stem}"] = _html(file)
+        self._run.log(media)
 
     def close(self) -> None:
         self._run.finish()
 
 
-def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any:
-    """The run, offline where the server does not answer in time."""
+def _open_run(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any:
+    """Open the run, offline if the server does not respond in time."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    # The telemetry of its own errors waits up to 30 s, after the run, for a server that accepts
-    # calls and never answers.
+    # W&B's error telemetry waits up to 30 s, after the run, for a server that accepts calls and
+    # never responds.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if not os.environ.get("WANDB_MODE", "x").strip():
         del os.environ["WANDB_MODE"]  # empty, which W&B does not accept
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "project": options.project,
         "entity": options.entity,
         "group": options.group,
@@ -157,14 +157,14 @@ def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any
         "dir": str(tracked.folder),
     }
     if "WANDB_SWEEP_ID" not in os.environ:  # else W&B's own agent has chosen the id
-        given["id"] = _number(tracked.folder)
-        given["resume"] = "allow" if mode == "online" else None
-    waits: Any = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), WAIT)
-    quiet: Any = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
-    settings = wandb.Settings(**waits, **quiet)
+        arguments["id"] = _run_id(tracked.folder)
+        arguments["resume"] = "allow" if mode == "online" else None
+    timeouts: Any = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), WAIT)
+    quiet_options: Any = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
+    settings = wandb.Settings(**timeouts, **quiet_options)
     if mode == "online":
         try:
-            return wandb.init(mode="online", settings=settings, **given)
+            return wandb.init(mode="online", settings=settings, **arguments)
         except Exception as error:  # a bad key, a dead server, no network: of many types
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _UNREACHABLE.append(why)
@@ -172,14 +172,14 @@ def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any
             later = f"wandb sync {files}/offline-run-*"
             log.warning(f"wandb: {why}; continuing offline; later: {later}")
             wandb.teardown()
-    return wandb.init(mode="offline", settings=settings, **{**given, "resume": None})
+    return wandb.init(mode="offline", settings=settings, **{**arguments, "resume": None})
 
 
-def _number(folder: Path) -> str:
-    mark = folder / MARK
-    if not mark.exists():
-        write_json(mark, {"wandb": uuid.uuid4().hex[:12]})
-    return str(read_json(mark)["wandb"])
+def _run_id(folder: Path) -> str:
+    id_file = folder / ID_FILE
+    if not id_file.exists():
+        write_json(id_file, {"wandb": uuid.uuid4().hex[:12]})
+    return str(read_json(id_file)["wandb"])
 
 
 def _html(file: Path) -> Any:
@@ -200,45 +200,45 @@ def _cell(value: Any) -> Any:
 
 
 def _flat(data: Json, prefix: str = "") -> Json:
-    """Nested numbers and texts by dotted names; lists are in the tables."""
-    found: Json = {}
+    """Flatten nested numbers and texts to dotted names; lists are in the tables."""
+    flattened: Json = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            flattened |= _flat(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float, str, bool)):
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
 def _tables(data: Json) -> dict[str, Any]:
-    """Every list of objects as a table."""
-    found = {}
+    """Return every list of objects as a table."""
+    tables = {}
     for name, rows in data.items():
-        listed = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
-        if listed and name != "rows":
+        is_table = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if is_table and name != "rows":
             columns = list(dict.fromkeys(key for row in rows for key in row))
-            found[f"tables/{name}"] = _table(columns, rows)
-    return found
+            tables[f"tables/{name}"] = _table(columns, rows)
+    return tables
 
 
 def new_sweep(data: Json, program: str) -> str:
-    """Register a sweep file with W&B; the command that starts its agents.
+    """Register a sweep file with W&B; return the command that starts its agents.
 
-    ConfigError without an account."""
+    Raises ConfigError without an account."""
     if not has_key():
         text = "needs an account: run `wandb login`, or omit --wandb to run it here"
         raise ConfigError(("--wandb", text))
     import wandb
 
-    # An agent's trial is `metalearn train` with dotted overrides, in a folder of its own.
+    # An agent's trial is `metalearn train` with dotted overrides, in its own folder.
     run = 'exec metalearn train "$0" "$@" --out "runs/sweeps/$WANDB_SWEEP_ID/$WANDB_RUN_ID"'
     command = ["${env}", "sh", "-c", run, "${program}", "${args_no_hyphens}"]
     config = {"project": "metalearn", "command": command, **data, "program": program}
     try:
-        made = wandb.sweep(config)
+        sweep_id = wandb.sweep(config)
     except Exception as error:  # those of W&B, the network and the server have no common type
         why = " ".join(str(error).split()) or type(error).__name__
         text = f"W&B rejected the sweep: {why}; omit --wandb to run it here"
         raise ConfigError(("--wandb", text)) from error
     entity = f"{config['entity']}/" if "entity" in config else ""
-    return f"wandb agent {entity}{config['project']}/{made}"
+    return f"wandb agent {entity}{config['project']}/{sweep_id}"

@@ -1,4 +1,4 @@
-"""`run.track`: one section a sink, made from the table; sinks of plug-ins have theirs, too."""
+"""`run.track`: one section per sink of the table, including sinks of plug-ins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metalearn.tracking.sink import SinkOptions
 
 
 class _Sections(Component):
-    """A section for each sink of the table; what plug-ins add to the table later is accepted."""
+    """A section for each sink of the table; sinks that plug-ins add later are accepted."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -31,25 +31,27 @@ class _Sections(Component):
             try:
                 values[key] = SINKS[key].model_validate(data[key])
             except ValidationError as error:
-                problems += _under(key, error)
+                problems += _with_prefix(key, error)
         try:
-            made = handler(values)
+            sections = handler(values)
         except ValidationError as error:
             problems = [*error.errors(include_url=False), *problems]
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
-        return made
+        return sections
 
 
-def _under(key: str, error: ValidationError) -> list[Any]:
-    """The problems of a section, each place with its key in front."""
-    return [{**one, "loc": (key, *one["loc"])} for one in error.errors(include_url=False)]
+def _with_prefix(key: str, error: ValidationError) -> list[Any]:
+    """Return the problems of a section, each location prefixed with its key."""
+    return [
+        {**problem, "loc": (key, *problem["loc"])} for problem in error.errors(include_url=False)
+    ]
 
 
 def options_of(track: Component, name: str) -> SinkOptions:
-    """The options of a sink: its section, or the defaults of one that a plug-in added."""
-    found = getattr(track, name, None)
-    return SINKS[name]() if found is None else found
+    """Return the options of a sink: its section, or the defaults if a plug-in added it."""
+    section = getattr(track, name, None)
+    return SINKS[name]() if section is None else section
 
 
 _fields: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The interface of a sink: it gets the rows of metrics.jsonl and the result, and may fail."""
+"""The interface of a sink: it receives the rows of metrics.jsonl and the result, and may fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 def no_figures(folder: Path) -> dict[str, Any]:
-    """A run without figures."""
+    """Return no figures."""
     return {}
 
 
@@ -45,15 +45,15 @@ class Sink(Protocol):
 
 
 class SinkOptions(Component):
-    """What a sink takes from the config."""
+    """The options of a sink in the config."""
 
     def build(self, watched: TrackedRun) -> Sink | None:
-        """Open it; None: it is switched off."""
+        """Open the sink, or return None if it is switched off."""
         return None
 
 
 def scalars(row: Json) -> dict[str, float]:
-    """The numbers of a row by the names that all sinks use.
+    """Return the numbers of a row by the names that all sinks use.
 
     train/... of steps, valid/... and train_tasks/... of validations."""
     valid = row.get("kind") == "valid"
@@ -62,9 +62,9 @@ def scalars(row: Json) -> dict[str, float]:
     else:
         prefix = str(row.get("kind", "train"))
     skipped = {"kind", "step", "split", "at"}
-    found = {
+    numbers = {
         name: value
         for name, value in row.items()
         if name not in skipped and type(value) in (int, float)
     }
-    return {f"{prefix}/{name}": float(value) for name, value in found.items()}
+    return {f"{prefix}/{name}": float(value) for name, value in numbers.items()}

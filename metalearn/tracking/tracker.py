@@ -22,66 +22,66 @@ from metalearn.tracking import SINKS
 from metalearn.tracking.settings import options_of
 from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun
 
-LIMIT = 10.0  # seconds in all that a sink may delay a run, and once more at its end
+LIMIT = 10.0  # total seconds that a sink may delay a run, and once more at its end
 QUEUE = 10_000  # calls that may wait for a slow sink
 
 Call = Callable[[], Any]
 
 
-class _Guarded:
-    """One sink in a daemon thread. Once it has delayed the run by LIMIT, nobody waits for it."""
+class _SinkThread:
+    """One sink in a daemon thread. After a total delay of LIMIT, the run no longer waits for it."""
 
     def __init__(self, name: str, options: SinkOptions, run: TrackedRun) -> None:
-        self._name, self._patience = name, LIMIT
+        self._name, self._remaining = name, LIMIT
         self._sink: Sink | None = None
         self._error: BaseException | None = None
-        self._over = False
+        self._is_closed = False
         self._calls: queue.Queue[tuple[Call, threading.Event] | None] = queue.Queue(QUEUE)
         threading.Thread(target=self._work, daemon=True, name=f"sink {name}").start()
         self._do(lambda: self._open(options, run))
 
     def _open(self, options: SinkOptions, run: TrackedRun) -> None:
         self._sink = options.build(run)
-        self._over = self._sink is None  # switched off
+        self._is_closed = self._sink is None  # switched off
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
             call, done = item
             try:
-                if not self._over:
+                if not self._is_closed:
                     call()
-            except BaseException as error:  # SystemExit, too, ends the sink and not the run
-                self._error, self._over = error, True
+            except BaseException as error:  # SystemExit also ends the sink and not the run
+                self._error, self._is_closed = error, True
             done.set()
 
-    def call(self, act: Callable[[Any], None]) -> None:
-        if not self._over:
-            self._do(lambda: act(self._sink))
+    def call(self, function: Callable[[Any], None]) -> None:
+        if not self._is_closed:
+            self._do(lambda: function(self._sink))
 
     def _do(self, call: Call) -> bool:
-        """Wait for a call as long as patience lasts; whether it has been made."""
-        done, begin = threading.Event(), time.monotonic()
+        """Wait for a call for the remaining time; return whether it has ended."""
+        done, started_at = threading.Event(), time.monotonic()
         try:
             self._calls.put_nowait((call, done))
-            done.wait(self._patience)
+            done.wait(self._remaining)
         except queue.Full:
-            self._error, self._over = TimeoutError(f"{QUEUE} calls behind"), True
-        self._patience = max(0.0, self._patience - (time.monotonic() - begin))
+            self._error, self._is_closed = TimeoutError(f"{QUEUE} calls behind"), True
+        self._remaining = max(0.0, self._remaining - (time.monotonic() - started_at))
         self._warn()
         return done.is_set()
 
     def close(self) -> None:
-        """Give what still waits for a slow sink LIMIT seconds more."""
-        self._patience = LIMIT
-        if not self._over and self._sink and not self._do(self._sink.close):
+        """Wait at most LIMIT more seconds for the calls that a slow sink has not done."""
+        self._remaining = LIMIT
+        if not self._is_closed and self._sink and not self._do(self._sink.close):
             self._error = self._error or TimeoutError(f"not finished within {LIMIT:.0f} s")
             self._warn()
-        self._over = True
+        self._is_closed = True
         with suppress(queue.Full):
             self._calls.put_nowait(None)
 
     def _warn(self) -> None:
-        """One warning a sink."""
+        """Log one warning per sink."""
         if self._error is not None and self._name:
             why = " ".join(str(self._error).split()) or type(self._error).__name__
             log.warning(f"{self._name}: {why}; continuing without it, metrics.jsonl is complete")
@@ -89,42 +89,42 @@ class _Guarded:
 
 
 class Tracker:
-    """The sinks of one run as one."""
+    """All sinks of one run."""
 
     def __init__(self, run: TrackedRun, options: Any) -> None:
         first = os.environ.get("RANK", "0") == "0"  # of several processes one logs
-        self._sinks = [_Guarded(name, options_of(options, name), run) for name in SINKS if first]
+        self._sinks = [_SinkThread(name, options_of(options, name), run) for name in SINKS if first]
 
     def rows(self, rows: Sequence[Json]) -> None:
-        for one in self._sinks:
-            one.call(lambda sink: sink.rows(rows))
+        for thread in self._sinks:
+            thread.call(lambda sink: sink.rows(rows))
 
     def result(self, result: Json) -> Json:
-        for one in self._sinks:
-            one.call(lambda sink: sink.result(result))
+        for thread in self._sinks:
+            thread.call(lambda sink: sink.result(result))
         return result
 
     def page(self, folder: Path, page: Path) -> None:
-        for one in self._sinks:
-            one.call(lambda sink: sink.page(folder, page))
+        for thread in self._sinks:
+            thread.call(lambda sink: sink.page(folder, page))
 
     def close(self) -> None:
-        for one in self._sinks:
-            one.close()
+        for thread in self._sinks:
+            thread.close()
 
 
 @contextmanager
 def tracked(
     folder: Path, experiment: Any, figures: Callable[[Path], dict[str, Any]]
 ) -> Iterator[Tracker]:
-    """The sinks of a run directory, open for the block."""
+    """Context manager that opens the sinks of a run directory."""
     step = max(steps_in(folder / "checkpoints"), default=0)
-    facts = folder / "environment.json"
-    known = dict(read_json(facts)) if facts.exists() else {}
+    facts_file = folder / "environment.json"
+    facts = dict(read_json(facts_file)) if facts_file.exists() else {}
     title = f"{experiment.label} seed {experiment.run.seeds[0]}"
     title = f"trial {folder.name}" if folder.parent.name == "trials" else title
-    watched = TrackedRun(folder, title, experiment.resolved(), known, step, figures=figures)
-    tracker = Tracker(watched, experiment.run.track)
+    run = TrackedRun(folder, title, experiment.resolved(), facts, step, figures=figures)
+    tracker = Tracker(run, experiment.run.track)
     try:
         yield tracker
     finally:
@@ -132,12 +132,12 @@ def tracked(
 
 
 def group_of(name: str, folder: Path) -> str:
-    """The group of all runs of one comparison or sweep: the same whenever it is resumed."""
+    """Return the group of all runs of one comparison or sweep; a resumed one has the same."""
     return f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}"
 
 
 def grouped(experiment: Any, group: str, **more: Any) -> Any:
-    """The experiment, its runs shown together unless it names a group of its own."""
+    """Return the experiment with its runs in `group`, unless it has its own group."""
     track = experiment.run.track
     wandb = track.wandb.model_copy(update={"group": track.wandb.group or group, **more})
     return experiment.replace(
@@ -146,7 +146,7 @@ def grouped(experiment: Any, group: str, **more: Any) -> Any:
 
 
 def log_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
-    """The report of a comparison or a sweep, as a run of its own in their group."""
+    """Log the report of a comparison or a sweep as a separate run in its group."""
     track = grouped(experiment, group_of(name, folder)).run.track
     tracker = Tracker(
         TrackedRun(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
