@@ -50,7 +50,7 @@ class Module(ModelComponent):
     def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:
         entry: Held | None = None
         if net is not None:
-            sha256 = _hash_of(net, inputs)
+            sha256 = _hash_net(net, inputs)
             entry = hold((net, inputs), sha256)
             fields |= {"object": name_of(net), "sha256": sha256}
         super().__init__(**fields)
@@ -75,7 +75,7 @@ class Module(ModelComponent):
             return net
         key = (spec, self.model_dump_json())
         if key not in self._held.made:  # its checks take seconds of a large network
-            if isinstance(net, nn.Module) and _hash_of(net, inputs) != self._held.sha256:
+            if isinstance(net, nn.Module) and _hash_net(net, inputs) != self._held.sha256:
                 text = "was changed after it was passed, such as by training, net.eval() or a hook"
                 raise ConfigError(("model", f"{text}: undo that, or pass a copy.deepcopy of it"))
             self._held.made[key] = self._learner(net, inputs, spec)
@@ -100,7 +100,7 @@ class Module(ModelComponent):
         return from_module(net, spec, head=NEW, **options)
 
 
-def _hash_of(net: Any, inputs: Any) -> str:
+def _hash_net(net: Any, inputs: Any) -> str:
     return hash_of((net, inputs) if inputs is not None else net)
 
 

@@ -146,7 +146,7 @@ class Pretrained(ModelComponent):
         }
 
     def _network(self, device: str, dtype: torch.dtype) -> tuple[Prepared, FrozenNetwork]:
-        changed = 0 if self.weights is None else _modified(Path(self.weights))
+        changed = 0 if self.weights is None else _modification_time(Path(self.weights))
         return _load(self.backbone, self.weights, changed, self.size, device, dtype)
 
 
@@ -164,10 +164,10 @@ def _load(
     prepared.requires_grad_(False).eval()
     with torch.no_grad():
         width = int(prepared(torch.zeros(1, 3, size, size, device=device, dtype=dtype)).shape[-1])
-    return prepared, FrozenNetwork(prepared, width, _hash_of(prepared))
+    return prepared, FrozenNetwork(prepared, width, _hash_network(prepared))
 
 
-def _hash_of(prepared: Prepared) -> str:
+def _hash_network(prepared: Prepared) -> str:
     """SHA-256 of what features depend on: weights, all buffers, and the code of every layer."""
     kinds = {kind for part in prepared.modules() for kind in type(part).__mro__}
     code = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
@@ -179,7 +179,7 @@ def _has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(part, BATCH_NORM) for part in module.modules())
 
 
-def _modified(path: Path) -> int:
+def _modification_time(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError as error:

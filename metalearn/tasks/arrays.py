@@ -28,19 +28,19 @@ from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import (
     BY_FILE,
     Array,
-    array_of,
     by_class,
     by_file,
     check_lengths,
-    columns_of,
-    hash_of,
+    hash_columns,
     hold_out,
-    names_of,
+    label_names,
+    to_array,
+    to_columns,
 )
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.repeats import check_varies, repeats
 from metalearn.tasks.tables.rows import RowSource
-from metalearn.tasks.tables.standardise import Moments, check_scale, moments_of, standardise
+from metalearn.tasks.tables.standardise import Moments, check_scale, resolve_moments, standardise
 from metalearn.types import EpisodeSpec
 
 
@@ -125,16 +125,16 @@ class Arrays(TaskComponent):
         elif x is not None:
             target = fields.setdefault("target", "y")
             group = fields.get("group")
-            columns = columns_of(x, target or "y", group if isinstance(group, str) else None)
+            columns = to_columns(x, target or "y", group if isinstance(group, str) else None)
             if y is not None:
-                columns[target] = array_of(y)
+                columns[target] = to_array(y)
             for name in ("group", "split"):
                 if fields.get(name) is not None and not isinstance(fields[name], str):
-                    columns[name], fields[name] = array_of(fields[name]), name
+                    columns[name], fields[name] = to_array(fields[name]), name
             if isinstance(x, Mapping) and "split" in columns and "split" not in x:
                 fields.setdefault("split", "split")
             check_lengths(columns)
-            fields["data_sha256"] = hash_of(columns)
+            fields["data_sha256"] = hash_columns(columns)
         super().__init__(**fields)
         if columns:
             # copies, as the caller may change the arrays
@@ -169,7 +169,8 @@ class Arrays(TaskComponent):
         columns = self._read()
         self._check_columns(columns)
         x = inputs_of(columns, self._inputs(columns), "inputs")
-        names, labels = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
+        row_names = label_names(columns, self.group, self._target)
+        names, labels = np.unique(row_names, return_inverse=True)
         splits = self._split(columns, names, labels)
         classes = splits[split]
         self._check(names, np.bincount(labels), classes, split)
@@ -178,21 +179,20 @@ class Arrays(TaskComponent):
         y = self._values(columns) if self.group else None
         spec = self._spec(x, y, len(classes), split=split, dtype=dtype, device=device)
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
-        x_moments, y_moments = self._moments_of(
-            x, y, np.flatnonzero(np.isin(labels, splits["train"]))
-        )
+        training = np.flatnonzero(np.isin(labels, splits["train"]))
+        x_moments, y_moments = self._moments(x, y, training)
         rows = rows if x_moments is None else standardise(rows.double(), x_moments)
         if values is not None and y_moments is not None:
             values = standardise(values.double(), y_moments)
         check_scale(split, rows, values, dtype)
-        facts: dict[str, Any] = (
-            {} if y_moments is None else {"target_deviations": list(y_moments[1])}
-        )
+        facts: dict[str, Any] = {}
+        if y_moments is not None:
+            facts["target_deviations"] = list(y_moments[1])
         if rows.dim() > 2 and any(columns[n].dtype == np.uint8 for n in self._inputs(columns)):
             facts["pixels"] = "bytes divided by 255"
         if split == "train":
-            facts |= self._checked_rows(x, y, labels, splits)
-        digest = hash_of(columns) if self.path or not self.data_sha256 else self.data_sha256
+            facts |= self._check_rows(x, y, labels, splits)
+        digest = hash_columns(columns) if self.path or not self.data_sha256 else self.data_sha256
         return RowSource(rows, values, counts, spec, digest, facts)
 
     def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
@@ -207,7 +207,7 @@ class Arrays(TaskComponent):
             **where,
         )
 
-    def _checked_rows(
+    def _check_rows(
         self, x: Array, y: Array | None, labels: Array, splits: dict[str, list[int]]
     ) -> dict[str, int]:
         """Facts of repeated rows; ConfigError where there is nothing to predict."""
@@ -216,14 +216,14 @@ class Arrays(TaskComponent):
             check_varies(y, train, self._target)
         return repeats(x, y, labels, train, test)
 
-    def _moments_of(
-        self, x: Array, y: Array | None, training: Array
+    def _moments(
+        self, x: Array, y: Array | None, rows: Array
     ) -> tuple[Moments | None, Moments | None]:
         """Those of inputs and targets, where they are standardised."""
-        x_moments = moments_of(self.moments, x, training, "moments") if self.standardise else None
+        x_moments = resolve_moments(self.moments, x, rows, "moments") if self.standardise else None
         if y is None or not self.standardise_targets:
             return x_moments, None
-        return x_moments, moments_of(self.target_moments, y, training, "target_moments")
+        return x_moments, resolve_moments(self.target_moments, y, rows, "target_moments")
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
@@ -328,14 +328,13 @@ class Arrays(TaskComponent):
         """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
         self._check_columns(columns)
-        names, labels = np.unique(names_of(columns, self.group, self._target), return_inverse=True)
+        row_names = label_names(columns, self.group, self._target)
+        names, labels = np.unique(row_names, return_inverse=True)
         rows = np.isin(labels, self._split(columns, names, labels)["train"])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None
-        named_moments = zip(
-            ("moments", "target_moments"), self._moments_of(x, y, np.flatnonzero(rows))
-        )
-        return {name: value for name, value in named_moments if value is not None}
+        fields, pair = ("moments", "target_moments"), self._moments(x, y, np.flatnonzero(rows))
+        return {name: value for name, value in zip(fields, pair) if value is not None}
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
@@ -347,7 +346,7 @@ class Arrays(TaskComponent):
     def _split(
         self, columns: dict[str, Array], names: Array, labels: Array
     ) -> dict[str, list[int]]:
-        """Places of the classes or groups of each split."""
+        """Return the indices of the classes or groups of each split."""
         name = self._split_column(columns)
         if name is None:
             key = rng.fold_in(self.split_seed, "arrays")
@@ -362,11 +361,11 @@ class Arrays(TaskComponent):
         if unknown or mixed:
             text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
             raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
-        class_splits = [column[labels == k][0] for k in range(len(names))]
-        by_split = {
-            split: [k for k, name in enumerate(class_splits) if name == split] for split in SPLITS
+        split_of = [column[labels == k][0] for k in range(len(names))]
+        splits = {
+            split: [k for k, name in enumerate(split_of) if name == split] for split in SPLITS
         }
-        return by_split if by_split["valid"] else hold_out(by_split, self.split_seed)
+        return splits if splits["valid"] else hold_out(splits, self.split_seed)
 
     @property
     def _target(self) -> str:

@@ -11,7 +11,7 @@ from pydantic import field_validator
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks import images
-from metalearn.tasks.folders.decode import decode_images, decoded
+from metalearn.tasks.folders.decode import decode_images, load_images
 from metalearn.tasks.folders.listing import Listing, image_files, list_folder
 from metalearn.tasks.folders.splits import Selection, select, split_classes, split_images
 
@@ -124,7 +124,7 @@ class ImageFolder(images.ImageTask):
         split_seed = self.resolve(seed).split_seed or 0
         selection = self._select(listing, split, split_seed)
         self._check(selection, split, len(listing.names))
-        pool, _, digest = decoded(listing, self.pixels, self.channels, self.invert)
+        pool, _, digest = load_images(listing, self.pixels, self.channels, self.invert)
         all_files = (file for files in listing.files for file in files)
         row_of = {file: row for row, file in enumerate(all_files)}
         rows = [row_of[file] for files in selection.files for file in files]

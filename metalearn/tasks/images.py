@@ -172,10 +172,12 @@ class ImageSource:
         of label n."""
         kernel = native.kernel() if _is_plain(key, self._pool.rows) else None
         if kernel is None:
-            return self._changed(self._sample(key, num_tasks, start))
-        return self._changed(native.episodes(kernel, self.spec, self._pool, key, num_tasks, start))
+            return self._augment_episode(self._sample(key, num_tasks, start))
+        return self._augment_episode(
+            native.episodes(kernel, self.spec, self._pool, key, num_tasks, start)
+        )
 
-    def _changed(self, episodes: Episode) -> Episode:
+    def _augment_episode(self, episodes: Episode) -> Episode:
         if not self.changes:
             return episodes
 

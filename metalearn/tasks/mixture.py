@@ -47,7 +47,7 @@ class Mixture(TaskComponent):
     ways: int | None = option(None, "N of all sources; null: as set in each source.", ge=1)
     shots: int | None = option(None, "K of all sources; null: as set in each source.", ge=1)
     queries: int | None = option(None, "Q of all sources; null: as set in each source.", ge=0)
-    _given: dict[str, TaskComponent] = PrivateAttr(default_factory=dict)
+    _components: dict[str, TaskComponent] = PrivateAttr(default_factory=dict)
 
     def __init__(self, sources: Sequence[Any] = (), **fields: Any) -> None:
         components = [source for source in sources if isinstance(source, TaskComponent)]
@@ -57,7 +57,7 @@ class Mixture(TaskComponent):
         ]
         super().__init__(**{"sources": sections, **fields})
         if len(components) == len(sources):
-            self._given = dict(zip(self.labels, components, strict=True))
+            self._components = dict(zip(self.labels, components, strict=True))
 
     @field_validator("sources")
     @classmethod
@@ -137,7 +137,7 @@ class Mixture(TaskComponent):
             if label not in used_labels:
                 continue
             try:
-                component = self._of(label, section)
+                component = self._configure(label, section)
                 sources[label] = component.build(split=split, seed=seed, device=device, dtype=dtype)
             except ConfigError as error:
                 problems.extend(error.under(f"sources.{number}").problems)
@@ -145,13 +145,13 @@ class Mixture(TaskComponent):
             raise ConfigError(*problems)
         return MixtureSource(sources)
 
-    def _of(self, label: str, section: dict[str, Any]) -> TaskComponent:
+    def _configure(self, label: str, section: dict[str, Any]) -> TaskComponent:
         sizes = {n: getattr(self, n) for n in ("ways", "shots", "queries")}
         sizes = {name: value for name, value in sizes.items() if value is not None}
-        if label in self._given:
-            fields = type(self._given[label]).model_fields
+        if label in self._components:
+            fields = type(self._components[label]).model_fields
             update = {name: value for name, value in sizes.items() if name in fields}
-            return self._given[label].model_copy(update=update)
+            return self._components[label].model_copy(update=update)
         return _component({**section, **sizes})
 
 

@@ -171,10 +171,10 @@ def load() -> dict[str, Any]:
     if not path.exists():
         raise store.missing(FILE, "omniglot")
     arrays = store.load_npz(path)
-    return {**arrays, "sha256": _checked(path, arrays)}
+    return {**arrays, "sha256": _check_arrays(path, arrays)}
 
 
-def _checked(path: Path, arrays: Any) -> str:
+def _check_arrays(path: Path, arrays: Any) -> str:
     """The SHA-256 of the images; DataError for a file with other arrays."""
     expected = {
         "images": ((CLASSES, DRAWINGS, SIZE, SIZE), np.dtype(np.uint8)),

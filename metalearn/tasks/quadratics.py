@@ -29,7 +29,7 @@ class QuadraticSource(GeneratedSource):
         """x [T, d, d], y [T, d, 1]; info [T]: key, step, dims (directions that are not zero)."""
         spec, size = self.spec, self._options.dims
         keys = self.keys(key, num_tasks, start)
-        weights, y = self._drawn(keys)
+        weights, y = self._sample_problem(keys)
         low = self._options.dims_min or size
         dims = low + rng.integers(rng.fold_in(keys, "dims"), (), size - low + 1)  # [T]
         is_used = torch.arange(size, device=spec.device) < dims.unsqueeze(-1)
@@ -39,7 +39,7 @@ class QuadraticSource(GeneratedSource):
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
         return Episode(batch, batch, {"key": keys, "step": step, "dims": dims.to(spec.dtype)})
 
-    def _drawn(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_problem(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """W [T, d, d] and y [T, d]."""
         options, dtype = self._options, self.spec.dtype
         size = options.dims
@@ -47,10 +47,10 @@ class QuadraticSource(GeneratedSource):
         weights = draw(rng.fold_in(keys, "W"), (size, size), dtype=dtype)
         y = draw(rng.fold_in(keys, "y"), (size,), dtype=dtype)
         if options.draws == "conditioned":
-            weights = self._conditioned(keys, weights)
+            weights = self._condition(keys, weights)
         return weights, y
 
-    def _conditioned(self, keys: Tensor, weights: Tensor) -> Tensor:
+    def _condition(self, keys: Tensor, weights: Tensor) -> Tensor:
         """diag(s) Q with Q orthogonal and s from 1 to condition^(-1/2), both ends included.
 
         W^T W then has condition number `condition`."""

@@ -17,7 +17,14 @@ from metalearn import noise, rng
 from metalearn.errors import ConfigError
 from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
 from metalearn.models.external.leaves import named_tensors
-from metalearn.models.external.module import Inputs, Output, called, copied, entry, first_line
+from metalearn.models.external.module import (
+    Inputs,
+    Output,
+    call_module,
+    copy_module,
+    entry,
+    first_line,
+)
 from metalearn.tree import STATS, partition
 from metalearn.types import EpisodeSpec, Learner, Params
 
@@ -84,7 +91,7 @@ def refuse_foreign_tensors(
     ]
     before = [value.clone() for _, value in constants]
     with _Reads({id(value): name for name, value in tensors}) as reads, torch.no_grad():
-        called(copied(module), x.clone(), inputs)
+        call_module(copy_module(module), x.clone(), inputs)
     if not reads.found:
         return
     second, constant = named_tensors(make_other()), set[int]()
@@ -115,16 +122,16 @@ def watch_forward(
     Both modules are substituted; `noisy` is in the modes that the module was handed over in."""
     name = type(noisy).__name__
     with Functions(ATTENTION) as functions:
-        eval_out, ops = _run_watched(copied(quiet), x, inputs, output)
+        eval_out, ops = _run_watched(copy_module(quiet), x, inputs, output)
     if ops:
         text = f"forward calls {ops}, also in evaluation mode: remove it, or sample outside"
         raise ConfigError((name, f"{text} of the network"))
-    clone = copied(noisy)
+    clone = copy_module(noisy)
     before = {key: value.clone() for key, value in clone.named_buffers()}
     with noise.noise_from(KEY) as scope, Functions(DRAWS):
         _, ops = _run_watched(clone, x, inputs, output)
         counts = _counts(clone)
-        entry(called(clone, x, inputs), output)
+        entry(call_module(clone, x, inputs), output)
     if ops:
         text = f"forward calls {ops}, which uses torch's random number generator and not a key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
@@ -138,7 +145,7 @@ def watch_forward(
         raise ConfigError(*((key, text) for key in changed))
     if not scope.draws:
         with Functions(ATTENTION):
-            training_out = _run_watched(copied(noisy), x, inputs, output)[0]
+            training_out = _run_watched(copy_module(noisy), x, inputs, output)[0]
         if not _same(training_out, eval_out):
             text = f"computes different results in training and evaluation mode: {EVAL}"
             raise ConfigError((name, text))
@@ -162,12 +169,12 @@ def _run_watched(
     watch, x_copy = _RandomOperators(), x.clone()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         with watch:
-            out = entry(called(module, x_copy, inputs), output)
+            out = entry(call_module(module, x_copy, inputs), output)
         if not _same(x_copy, x):
             text = "changes x in place, which other code also uses: compute a new tensor"
             raise ConfigError((type(module).__name__, text))
         torch.manual_seed(1)
-        if not watch.found or _same(out, entry(called(module, x_copy, inputs), output)):
+        if not watch.found or _same(out, entry(call_module(module, x_copy, inputs), output)):
             return out, ""
     return out, ", ".join(sorted(watch.found))
 

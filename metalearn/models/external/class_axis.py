@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from metalearn.errors import ConfigError
 from metalearn.logger import log
-from metalearn.models.external.module import Inputs, Output, called, copied, entry
+from metalearn.models.external.module import Inputs, Output, call_module, copy_module, entry
 
 
 def check_class_axis(
@@ -27,14 +27,14 @@ def check_class_axis(
     def record(axis: int) -> Any:
         return lambda layer, args, out: calls.append((axis, out))
 
-    module = copied(module)
+    module = copy_module(module)
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and layer.out_features == classes:
             layer.register_forward_hook(record(-1))
         if isinstance(layer, _ConvNd) and layer.out_channels == classes:
             layer.register_forward_hook(record(1))
     with torch.enable_grad():
-        out = entry(called(module, x.clone(), inputs), output)
+        out = entry(call_module(module, x.clone(), inputs), output)
     if out.dim() < 3 or classes < 2 or not out.shape[1] == out.shape[-1] == classes:
         return
     axes = [_axis(out, value, axis) for axis, value in reversed(calls)]

@@ -24,15 +24,15 @@ from metalearn.models.external.leaves import Leaves, leaves_of, named_tensors
 from metalearn.models.external.module import (
     Inputs,
     Output,
-    called,
+    build_module,
+    call_module,
     cast,
-    copied,
+    copy_module,
     entry,
     example,
     initialise_lazy_layers,
-    made,
-    of_integers,
     refuse_unsupported,
+    require_integers,
     takes_numbers,
 )
 from metalearn.models.external.pure_module import PureModule
@@ -91,7 +91,7 @@ def from_module(
     learner, module = _learner(source, policy)
     is_random = init != "module" or not (keep or source.is_instance)
     learner = learner._replace(init=_start(source, module, init, keep), random_start=is_random)
-    return _checked(learner, source, leaves_of(module, source.head).values(module))
+    return _check_learner(learner, source, leaves_of(module, source.head).values(module))
 
 
 def _start(source: _Source, module: nn.Module, init: Any, keep: bool) -> Init:
@@ -107,10 +107,12 @@ def _start(source: _Source, module: nn.Module, init: Any, keep: bool) -> Init:
     return start if source.new_head is None else with_new_head(start, module, source.new_head)
 
 
-def _checked(learner: Learner, source: _Source, values: Params) -> Learner:
+def _check_learner(learner: Learner, source: _Source, values: Params) -> Learner:
     """The learner once it was compared with the module, with what its examples show."""
     x, inputs, output = source.x, source.inputs, source.output
-    checks.check_equal(learner, values, x, lambda net, x: entry(called(net, x, inputs), output))
+    checks.check_equal(
+        learner, values, x, lambda net, x: entry(call_module(net, x, inputs), output)
+    )
     checks.check_sizes(learner, values, x, type(source.net).__name__)
     if learner.normalisation not in OF_BATCH and checks.examples_interact(learner, values, x):
         if learner.normalisation == "running":
@@ -132,12 +134,12 @@ class _Source:
         self.new_head: str | None = None
         self.replaced: Head | None = None
         self.width = 0
-        module = net if self.is_instance else made(net, 0)
+        module = net if self.is_instance else build_module(net, 0)
         refuse_unsupported(module)
-        first = cast(copied(module), spec)
+        first = cast(copy_module(module), spec)
         self.x = example(first, spec, inputs)
         self.integers = not takes_numbers(first, self.x, spec, inputs)
-        self.inputs = inputs = of_integers(inputs) if self.integers else inputs
+        self.inputs = inputs = require_integers(inputs) if self.integers else inputs
         self.head: Head | None = None
         self.must_fit = head is not None
         if head is not None:
@@ -148,7 +150,9 @@ class _Source:
 
     def make(self, seed: int) -> nn.Module:
         """A module of its own for the learner, in the modes that it was handed over in."""
-        module = cast(copied(self.net) if self.is_instance else made(self.net, seed), self.spec)
+        module = cast(
+            copy_module(self.net) if self.is_instance else build_module(self.net, seed), self.spec
+        )
         initialise_lazy_layers(module, self.x, self.inputs, seed)
         if self.new_head is None:
             return module
@@ -159,9 +163,9 @@ class _Source:
         return nn.Sequential(parts).train(module.training)
 
     def _find(self, module: nn.Module, name: str | None) -> Head | None:
-        clone = copied(module)
+        clone = copy_module(module)
         initialise_lazy_layers(clone, self.x, self.inputs, 0)
-        in_training = copied(clone) if any(part.training for part in clone.modules()) else None
+        in_training = copy_module(clone) if any(part.training for part in clone.modules()) else None
         head = find_head(clone.eval(), self.x, self.inputs, self.output, name)
         if head is None or in_training is None or not head.last:
             return head
@@ -171,7 +175,7 @@ class _Source:
         return head if training_head is None else training_head
 
     def _plan_new_head(self, module: nn.Module) -> None:
-        clone = copied(module)
+        clone = copy_module(module)
         initialise_lazy_layers(clone, self.x, self.inputs, 0)
         if self.head is not None and self.head.last:
             self.replaced, self.new_head = self.head, self.head.name
@@ -182,7 +186,7 @@ class _Source:
                 ("head", "'new' cannot be used with an entry of the outputs: wrap the module")
             )
         with torch.no_grad():
-            out = entry(called(clone.eval(), self.x, self.inputs), self.output)
+            out = entry(call_module(clone.eval(), self.x, self.inputs), self.output)
         self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)
 
 
@@ -191,8 +195,8 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
     spec, inputs, output, x = source.spec, source.inputs, source.output, source.x
     original = source.make(0)
     policies = layer_policies(original, policy)
-    noisy = substitute(copied(original), policies)
-    quiet = copied(noisy, share=True).eval()
+    noisy = substitute(copy_module(original), policies)
+    quiet = copy_module(noisy, share=True).eval()
     nets = [original, source.net] if source.is_instance else [original]
     checks.refuse_foreign_tensors(quiet, nets, x, inputs, lambda: source.make(1))
     behaviour = checks.watch_forward(quiet, noisy, x, inputs, output)
@@ -230,7 +234,7 @@ def _body(pure: PureModule, head: Head | None) -> PureModule:
     """What comes before the head, which runs without the head's leaves."""
     if head is None:
         return pure
-    quiet, noisy = (copied(module, share=True) for module in (pure.quiet, pure.noisy))
+    quiet, noisy = (copy_module(module, share=True) for module in (pure.quiet, pure.noisy))
     for module in (quiet, noisy):
         # the layer itself, as a list of the module may hold it beside its name
         module.get_submodule(head.name).forward = unchanged if head.last else stop_at_head
@@ -260,7 +264,7 @@ def _loaded(
     """An ordinary copy of the module with these parameters; batch norms that normalise by the batch
     are in training mode, all else is in evaluation mode.
     """
-    net = copied(original)
+    net = copy_module(original)
     modes = {name: part.training for name, part in net.named_modules()}
     tensors = named_tensors(net)
     with torch.no_grad():

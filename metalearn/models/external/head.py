@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
-from metalearn.models.external.module import Inputs, Output, called, entry, first_line
+from metalearn.models.external.module import Inputs, Output, call_module, entry, first_line
 
 
 class Head(NamedTuple):
@@ -57,7 +57,7 @@ def find_head(
 
 def _with_gradients(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
     try:
-        return called(module, x, inputs)
+        return call_module(module, x, inputs)
     except Exception as error:
         text = f"forward fails if gradients are recorded: {first_line(error)}"
         raise ConfigError((type(module).__name__, text)) from error

@@ -21,7 +21,7 @@ Inputs = Callable[[Tensor], Any] | None  # x -> the arguments of forward; None: 
 Output = str | int | None  # the entry of what forward returns
 
 
-def copied(module: nn.Module, share: bool = False) -> nn.Module:
+def copy_module(module: nn.Module, share: bool = False) -> nn.Module:
     """A deep copy, with `share` of everything but parameters and buffers, which stay the same."""
     memo: dict[int, Any] = {}
     for part in module.modules():
@@ -41,7 +41,7 @@ def copied(module: nn.Module, share: bool = False) -> nn.Module:
         raise ConfigError((type(module).__name__, text)) from error
 
 
-def made(make: Any, seed: int) -> nn.Module:
+def build_module(make: Any, seed: int) -> nn.Module:
     """What a class or function makes with torch's generator at `seed`, which is then put back."""
     _refuse_arguments(make)
     with torch.random.fork_rng(devices=[]):
@@ -189,12 +189,12 @@ def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: i
         modes = {part: part.training for part in module.modules()}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            called(module.eval(), x, inputs)
+            call_module(module.eval(), x, inputs)
         for part, training in modes.items():
             part.training = training
 
 
-def called(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
+def call_module(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
     """What forward returns for x [B, *X]."""
     args, kwargs = arguments(x, inputs)
     return module(*args, **kwargs)
@@ -256,7 +256,7 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
         try:
             x_copy = x.clone()
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                called(copied(module).eval(), x_copy, inputs)
+                call_module(copy_module(module).eval(), x_copy, inputs)
             if not torch.equal(x_copy, x):
                 text = "changes x in place, which other code also uses: compute a new tensor"
                 raise ConfigError((type(module).__name__, text))
@@ -276,13 +276,13 @@ def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Input
         return True
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            called(copied(module).eval(), x.to(spec.dtype), inputs)
+            call_module(copy_module(module).eval(), x.to(spec.dtype), inputs)
     except Exception:
         return False
     return True
 
 
-def of_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
+def require_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
     """`inputs` for a module that looks x up: ConfigError for floating-point numbers."""
 
     def checked_inputs(x: Tensor) -> Any:

@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 from metalearn.errors import DataError
 from metalearn.logger import warn_once
 from metalearn.tasks import store
-from metalearn.tasks.folders.listing import Listing, some
+from metalearn.tasks.folders.listing import Listing, abbreviate
 
 _FORMAT = 2  # of the decoded cache: increment it with every change of decoding
 _SHOWN = 10  # unreadable files that are listed before "and n more"
 
 
-def decoded(
+def load_images(
     listing: Listing, size: int, channels: int, invert: bool
 ) -> tuple[store.Array, list[int], str]:
     """All images uint8 [images, channels, size, size] by class, images of each class, SHA-256.
@@ -65,10 +65,10 @@ def _warn_of_copies(listing: Listing) -> None:
                 (within if first_name == name else across).append(f"{first_file} and {file}")
     if across:
         text = "equal images are in two classes (one of which is wrong) and possibly in two splits"
-        warn_once(f"path: {text}: {some(across)}")
+        warn_once(f"path: {text}: {abbreviate(across)}")
     if within:
         text = "equal images are in one class, so a query may equal a support image"
-        warn_once(f"path: {text}: {some(within)}")
+        warn_once(f"path: {text}: {abbreviate(within)}")
 
 
 def _file_hash(file: Path) -> str:
@@ -76,13 +76,13 @@ def _file_hash(file: Path) -> str:
     try:
         state = file.stat()
         identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-        return _hash_of(str(file), identity)
+        return _cached_hash(str(file), identity)
     except OSError:
         return ""
 
 
 @lru_cache(maxsize=1 << 20)
-def _hash_of(path: str, identity: tuple[int, ...]) -> str:
+def _cached_hash(path: str, identity: tuple[int, ...]) -> str:
     """The hash, once a process: every write to a file gives it another time of change (ctime)."""
     del identity
     return store.sha256_of_file(Path(path))

@@ -54,7 +54,7 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def some(items: Iterable[str]) -> str:
+def abbreviate(items: Iterable[str]) -> str:
     """The first of them, and how many more there are."""
     items = list(items)
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
@@ -112,11 +112,11 @@ def _from_folders(root: Path) -> list[Entry]:
     ]
     by_split = len(split_folders) > 1
     if strays := [file.name for file in _files(root) if file.suffix.lower() in IMAGES]:
-        text = f"path: images in {root} itself have no class and are skipped: {some(strays)}"
+        text = f"path: images in {root} itself have no class and are skipped: {abbreviate(strays)}"
         warn_once(text)
     if by_split and (len(split_folders) < len(folders) or len(set(splits)) < len(splits)):
-        folder_names = some(folder.name for folder in folders)
-        text = f"{root} contains split folders ({some(split_folders)}): use one per split"
+        folder_names = abbreviate(folder.name for folder in folders)
+        text = f"{root} contains split folders ({abbreviate(split_folders)}): use one per split"
         raise DataError(("path", f"{text}, and no others; it contains {folder_names}"))
     problems: list[tuple[str, str]] = []
     entries: list[Entry] = []
@@ -158,7 +158,7 @@ def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]
         ("folders of classes may be two levels deep (GROUP/CLASS/image); no folders below: ", deep),
         (f"{root}: two folders whose names differ only in Unicode form: ", twice),
     ]
-    return entries, [("path", text + some(names)) for text, names in texts if names]
+    return entries, [("path", text + abbreviate(names)) for text, names in texts if names]
 
 
 def _from_table(root: Path, labels: Path) -> list[Entry]:
@@ -185,7 +185,7 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
         (f"{labels} names files twice: ", twice),
         (f"{labels} has no label for ", blank),
     ]
-    if problems := [("labels", text + some(items)) for text, items in texts if items]:
+    if problems := [("labels", text + abbreviate(items)) for text, items in texts if items]:
         raise DataError(*problems)
     classes = [nfc(str(value)) for value in columns[label_column]]
     files = [by_path[name] for name in names]
@@ -203,7 +203,7 @@ def _relative(name: str, root: Path, files: Mapping[str, Path]) -> str:
 def _split_column(column: Iterable[object], labels: Path) -> list[str]:
     names = [str(value).strip().lower() for value in column]
     if unknown := sorted(set(names) - set(SPLIT_NAMES)):
-        text = f"{labels}: column split contains {some(map(repr, unknown))}"
+        text = f"{labels}: column split contains {abbreviate(map(repr, unknown))}"
         raise ConfigError(("labels", f"{text}; valid: train, valid, test"))
     return [SPLIT_NAMES[name] for name in names]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from metalearn import rng
 from metalearn.errors import DataError, did_you_mean
-from metalearn.tasks.folders.listing import SPLIT_NAMES, Listing, nfc, some
+from metalearn.tasks.folders.listing import SPLIT_NAMES, Listing, abbreviate, nfc
 from metalearn.tasks.images import SPLITS
 
 Fractions = tuple[float, float, float]
@@ -55,7 +55,7 @@ def split_classes(
     else:
         parts = split_by_fraction(listing.names, fractions, seed)
     if not parts["valid"] and len(parts["train"]) > 1:
-        order = shuffled(parts["train"], seed, "image_folder held out")
+        order = shuffle(parts["train"], seed, "image_folder held out")
         count = math.ceil(len(order) / 10)
         parts = {**parts, "valid": sorted(order[:count]), "train": sorted(order[count:])}
     return parts
@@ -82,7 +82,9 @@ def _by_folder(listing: Listing) -> dict[str, list[str]]:
         name: set(splits) for name, splits in zip(listing.names, listing.splits, strict=True)
     }
     if mixed := [name for name, splits in class_splits.items() if len(splits) > 1]:
-        text = f"classes are in more than one split: {some(mixed)}: new tasks need new classes"
+        text = (
+            f"classes are in more than one split: {abbreviate(mixed)}: new tasks need new classes"
+        )
         hint = "set same_classes: true for new images of the same classes"
         raise DataError(("path", f"{text}, or {hint}"))
     return {
@@ -91,7 +93,7 @@ def _by_folder(listing: Listing) -> dict[str, list[str]]:
     }
 
 
-def shuffled(names: Any, seed: int, purpose: str) -> list[str]:
+def shuffle(names: Any, seed: int, purpose: str) -> list[str]:
     order = rng.permutation(rng.fold_in(seed, purpose), len(names)).tolist()
     return [names[index] for index in order]
 
@@ -100,7 +102,7 @@ def split_by_fraction(
     names: Sequence[str], fractions: Fractions, seed: int, purpose: str = "image_folder split"
 ) -> dict[str, list[str]]:
     """Shares of the shuffled classes; their bounds are rounded to whole classes."""
-    order = shuffled(names, seed, purpose)
+    order = shuffle(names, seed, purpose)
     first = round(fractions[0] * len(order))
     second = max(first, round((fractions[0] + fractions[1]) * len(order)))
     parts = (order[:first], order[first:second], order[second:])
@@ -131,7 +133,7 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
             continue
         parts[split], absent = _resolve_classes([nfc(name) for name in classes], names)
         if absent:
-            text = f"{path}: classes of {split!r} without a folder: {some(absent)}"
+            text = f"{path}: classes of {split!r} without a folder: {abbreviate(absent)}"
             problems.append(("split_file", text))
         for name in parts[split]:
             if name in splits:

@@ -22,7 +22,7 @@ _MEMBER_BYTES = 1 << 25  # largest image of an archive: 32 MiB
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
-def class_of(parents: tuple[str, ...], file: str, names: set[str]) -> str | None:
+def find_class(parents: tuple[str, ...], file: str, names: set[str]) -> str | None:
     """The class of a file: the innermost folder of that name, else what its name begins with."""
     for folder in reversed(parents):
         if folder in names:
@@ -36,7 +36,7 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz"))
 
 
-def decoded_archive(
+def load_archive(
     path: Path, names: tuple[str, ...], size: int
 ) -> tuple[store.Array, list[int], str]:
     """uint8 [images, 3, size, size] of the classes `names`, images of each, SHA-256.
@@ -50,9 +50,9 @@ def decoded_archive(
         return cached["images"], cached["counts"].tolist(), str(cached["sha256"])
     class_names, groups = set(names), {name: dict[str, store.Array]() for name in names}
     for member, content in _members(path):
-        name = class_of(member.parts[:-1], member.name, class_names)
+        name = find_class(member.parts[:-1], member.name, class_names)
         if name is not None:
-            groups[name][str(member)] = _decode(path, str(member), content, size)
+            groups[name][str(member)] = _decode_member(path, str(member), content, size)
     counts = [len(groups[name]) for name in names]
     images = [image for name in names for _, image in sorted(groups[name].items())]
     pool = np.stack(images) if images else np.zeros((0, 3, size, size), np.uint8)
@@ -65,7 +65,7 @@ def decoded_archive(
     return pool, counts, digest
 
 
-def _decode(path: Path, member: str, content: bytes, size: int) -> store.Array:
+def _decode_member(path: Path, member: str, content: bytes, size: int) -> store.Array:
     try:
         return decode_image(io.BytesIO(content), size, 3)
     except (OSError, ValueError, SyntaxError, EOFError) as error:

@@ -27,7 +27,7 @@ class _Cifar(images.ImageTask):
     def source_of(self, **where: Any) -> images.ImageSource:
         """The source of one split; its `facts` say which pixels were read."""
         split = where["split"]
-        file, parts = cifar100.prepared(), published(self.split_file)
+        file, parts = cifar100.stored_file(), published(self.split_file)
         classes = {name: cifar100.class_numbers(parts[name]) for name in images.SPLITS}
         pool = cifar100.images_of(classes[split])
         counts = [int(pool.shape[1])] * len(pool)

@@ -52,7 +52,7 @@ JPEG = PreparedFile(
 )
 
 
-def prepared() -> PreparedFile:
+def stored_file() -> PreparedFile:
     """The file that is read: published pixels, else JPEG copies."""
     has_pixels = (store.data_root() / PIXELS.file).exists()
     return PIXELS if has_pixels or not (store.data_root() / JPEG.file).exists() else JPEG
@@ -60,7 +60,7 @@ def prepared() -> PreparedFile:
 
 def class_numbers(names: Sequence[str]) -> tuple[int, ...]:
     """Rows of the classes `names`, in their order; DataError where the file lacks one."""
-    file = prepared()
+    file = stored_file()
     row = {str(name): number for number, name in enumerate(file.load()["fine_name"])}
     absent = [name for name in names if name not in row]
     if absent:
@@ -71,22 +71,22 @@ def class_numbers(names: Sequence[str]) -> tuple[int, ...]:
 
 def images_of(classes: tuple[int, ...]) -> Tensor:
     """uint8 [classes, images, 3, 32, 32]; decoded once a process."""
-    file = prepared()
+    file = stored_file()
     return _images_of(file.file, file.data_sha256(), classes)
 
 
 @lru_cache(maxsize=6)
 def _images_of(file: str, digest: str, classes: tuple[int, ...]) -> Tensor:
     del digest  # part of the cache's key only
-    data = prepared().load()
+    data = stored_file().load()
     class_images = (
-        data["images"][n] if file == PIXELS.file else _decoded(data, n) for n in classes
+        data["images"][n] if file == PIXELS.file else _decode_class(data, n) for n in classes
     )
     stacked = np.stack([np.moveaxis(images, -1, 1) for images in class_images])
     return torch.from_numpy(np.ascontiguousarray(stacked))
 
 
-def _decoded(data: Mapping[str, store.Array], number: int) -> store.Array:
+def _decode_class(data: Mapping[str, store.Array], number: int) -> store.Array:
     """The images of one class from their JPEG files: uint8 [images, 32, 32, 3]."""
     header, body, offsets = (data[name] for name in ("jpeg_header", "jpeg_body", "offsets"))
     start = header.tobytes()
@@ -158,7 +158,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 def verify() -> list[str]:
     """Lines for the user; DataError unless the file is what it must be."""
-    file = prepared()
+    file = stored_file()
     if file is JPEG:
         copies = "JPEG copies of quality 95, mean error 1.95 of 255"
         return [*JPEG.verify(), f"{copies}; {ORIGIN}, with the published pixels"]

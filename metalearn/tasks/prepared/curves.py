@@ -27,17 +27,17 @@ class CurveSource(GeneratedSource, ABC):
         """support x [T, K, *X], y [T, K, 1], query [T, Q, ...]; info: key, step, curve [T]."""
         shots, spec = self.spec.shots, self.spec
         keys = self.keys(key, num_tasks, start)
-        x, y, curve = self._drawn(keys, shots + spec.queries)
+        x, y, curve = self._sample_points(keys, shots + spec.queries)
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
         info = {"key": keys, "step": step, "curve": curve}
         return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]), info)
 
     def examples(self, key: Key, size: int) -> Batch:
         """One point of each of `size` curves: x [B, *X], y [B, 1]."""
-        x, y, _ = self._drawn(self.keys(rng.fold_in(key, "examples"), size), 1)
+        x, y, _ = self._sample_points(self.keys(rng.fold_in(key, "examples"), size), 1)
         return Batch(x[:, 0], y[:, 0])
 
-    def _drawn(self, keys: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample_points(self, keys: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         curve = rng.integers(rng.fold_in(keys, "curve"), (1,), self.count).squeeze(-1)
         order = rng.uniform(rng.fold_in(keys, "points"), (self.points,), dtype=torch.float64)
         x, y = self.values(keys, curve, order.argsort(-1)[:, :number])

@@ -61,12 +61,12 @@ class Icons(images.ImageTask):
         data, code = FILE.load(), images.SPLITS.index(split)
         classes = np.flatnonzero(data["split"] == code)
         if self.designers == "all":
-            return self._source(_rows(classes, data["label"]), where)
+            return self._source(_rows_by_class(classes, data["label"]), where)
         drawn_by = data["family_split"][data["family"]]
-        training_rows = _rows(classes, np.where(drawn_by == 0, data["label"], -1))
-        held_out_rows = _rows(classes, np.where(drawn_by == code, data["label"], -1))
+        training_rows = _rows_by_class(classes, np.where(drawn_by == 0, data["label"], -1))
+        held_out_rows = _rows_by_class(classes, np.where(drawn_by == code, data["label"], -1))
         if split == "train":
-            return self._source(_large(training_rows, self.shots + self.queries), where)
+            return self._source(_keep_large(training_rows, self.shots + self.queries), where)
         pairs = zip(training_rows, held_out_rows, strict=True)
         large_pairs = [(a, b) for a, b in pairs if len(a) >= self.shots and len(b) >= self.queries]
         support = self.model_copy(update={"queries": 0})._source([a for a, _ in large_pairs], where)
@@ -114,11 +114,11 @@ class UnseenDesigners:
         return self._support.examples(key, size)
 
 
-def _rows(classes: store.Array, label: store.Array) -> list[store.Array]:
+def _rows_by_class(classes: store.Array, label: store.Array) -> list[store.Array]:
     return [np.flatnonzero(label == number) for number in classes]
 
 
-def _large(rows: list[store.Array], least: int) -> list[store.Array]:
+def _keep_large(rows: list[store.Array], least: int) -> list[store.Array]:
     """The classes with at least `least` images."""
     return [class_rows for class_rows in rows if len(class_rows) >= least]
 

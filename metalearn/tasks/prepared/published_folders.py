@@ -11,9 +11,9 @@ import torch
 from metalearn.component import option
 from metalearn.errors import DataError
 from metalearn.tasks import images, store
-from metalearn.tasks.folders.decode import decoded
-from metalearn.tasks.folders.listing import Listing, image_files, some
-from metalearn.tasks.prepared.archives import SUFFIXES, class_of, decoded_archive, is_archive
+from metalearn.tasks.folders.decode import load_images
+from metalearn.tasks.folders.listing import Listing, abbreviate, image_files
+from metalearn.tasks.prepared.archives import SUFFIXES, find_class, is_archive, load_archive
 from metalearn.tasks.prepared.splits import published
 
 LAYOUT = (
@@ -40,13 +40,13 @@ class PublishedFolder(images.ImageTask):
         split = where["split"]
         root, names = self._root(), published(self.source)[split]
         if is_archive(root):
-            pool, counts, digest = decoded_archive(root, names, self.size)
+            pool, counts, digest = load_archive(root, names, self.size)
         else:
             listing = list_classes(root, names)
-            pool, counts, digest = decoded(listing, self.size, 3, invert=False)
+            pool, counts, digest = load_images(listing, self.size, 3, invert=False)
         if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
             text = f"{root} has no images of {len(absent)} of {len(names)} {split} classes: "
-            raise DataError(("path", f"{text}{some(absent)}. It must be {LAYOUT}"))
+            raise DataError(("path", f"{text}{abbreviate(absent)}. It must be {LAYOUT}"))
         writable_pool = torch.from_numpy(pool if pool.flags.writeable else pool.copy())
         source = images.image_source(
             writable_pool, self, data_sha256=digest, counts=counts, **where
@@ -76,7 +76,7 @@ def list_classes(root: Path, names: tuple[str, ...]) -> Listing:
     """The images of the classes `names` under a folder, each class sorted by path."""
     class_names, groups = set(names), {name: list[Path]() for name in names}
     for file in image_files(root):
-        class_name = class_of(file.relative_to(root).parts[:-1], file.name, class_names)
+        class_name = find_class(file.relative_to(root).parts[:-1], file.name, class_names)
         if class_name is not None and file.suffix.lower() in SUFFIXES:
             groups[class_name].append(file)
     return Listing(names, tuple(tuple(groups[name]) for name in names))

@@ -43,7 +43,7 @@ SPLITS = {
 }
 
 
-def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Array]:
+def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Array]:
     """Columns by name, each [rows, ...]; `target` and `group` name those of labels.
 
     An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
@@ -51,16 +51,16 @@ def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     any of these (such as a DatasetDict) gets a column `split`. ConfigError for anything else."""
     data = dense(data, "x")
     if isinstance(data, np.ndarray):
-        return {name: array_of(column) for name, column in by_field(data).items()}
+        return {name: to_array(column) for name, column in by_field(data).items()}
     if isinstance(data, torch.Tensor):
-        return {"x": array_of(data)}
+        return {"x": to_array(data)}
     if isinstance(data, Mapping):
         if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
             return _join_splits(data, target, group)
-        return {str(name): array_of(column) for name, column in data.items()}
+        return {str(name): to_array(column) for name, column in data.items()}
     names = getattr(data, "column_names", None)
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
-        columns = {str(name): array_of(data[name]) for name in names}
+        columns = {str(name): to_array(data[name]) for name in names}
         _check_class_labels(
             data, {name: columns[name] for name in (target, group) if name in columns}
         )
@@ -68,11 +68,11 @@ def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         if len(set(data.columns)) < len(data.columns):
             raise ConfigError(("x", f"names a column twice: {', '.join(map(str, data.columns))}"))
-        return {str(name): array_of(data[name].to_numpy()) for name in data.columns}
+        return {str(name): to_array(data[name].to_numpy()) for name in data.columns}
     if isinstance(data, tuple) and len(data) == 2 and all(map(_is_array, data)):
-        return {"x": array_of(data[0]), target: array_of(data[1])}
+        return {"x": to_array(data[0]), target: to_array(data[1])}
     if isinstance(data, list | tuple) and not (data and _is_row(data[0])):
-        return {"x": array_of(data)}
+        return {"x": to_array(data)}
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return _columns_from_rows(data, target)
     text = "pass an array, columns by name, or a data set with a length"
@@ -108,7 +108,7 @@ def _is_table(part: Any) -> bool:
 
 
 def _join_splits(parts: Mapping[str, Any], target: str, group: str | None) -> dict[str, Array]:
-    tables = {SPLITS[str(name)]: columns_of(part, target, group) for name, part in parts.items()}
+    tables = {SPLITS[str(name)]: to_columns(part, target, group) for name, part in parts.items()}
     names = [set(table) for table in tables.values()]
     if any(columns != names[0] for columns in names):
         listing = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
@@ -132,12 +132,12 @@ def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
             columns, first = (", ".join(map(str, rows[n])) for n in (numbers[0] - 1, 0))
             text = f"row {numbers[0]} has the columns {columns}, row 1 has {first}"
             raise ConfigError(("x", text))
-        return {str(name): array_of([row[name] for row in rows]) for name in rows[0]}
+        return {str(name): to_array([row[name] for row in rows]) for name in rows[0]}
     if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
-        return {"x": array_of([row[0] for row in rows]), target: array_of([row[1] for row in rows])}
+        return {"x": to_array([row[0] for row in rows]), target: to_array([row[1] for row in rows])}
     if any(isinstance(row, tuple | Mapping) for row in rows):
         raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x"))
-    return {"x": array_of(rows)}
+    return {"x": to_array(rows)}
 
 
 def _pair(row: Any) -> Any:
@@ -148,20 +148,20 @@ def _pair(row: Any) -> Any:
     return row
 
 
-def _in_numpy(values: torch.Tensor) -> Array:
+def _to_numpy(values: torch.Tensor) -> Array:
     """The array of a tensor; numpy has no bfloat16."""
     values = values.detach().cpu().resolve_conj().resolve_neg()
     return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
 
 
-def array_of(values: Any) -> Array:
+def to_array(values: Any) -> Array:
     """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
     values = dense(values, "x")
     if isinstance(values, torch.Tensor):
-        return _in_numpy(values)
+        return _to_numpy(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
         if isinstance(values[0], torch.Tensor):
-            values = [_in_numpy(item) for item in values]
+            values = [_to_numpy(item) for item in values]
         elif hasattr(values[0], "getbands"):  # a PIL image: [channels, H, W] in 0..1
             values = [_pixels(item) for item in values]
             if len(shapes := {item.shape for item in values}) > 1:
@@ -212,7 +212,7 @@ def _pixels(image: Any) -> Array:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def hash_of(columns: Mapping[str, Array]) -> str:
+def hash_columns(columns: Mapping[str, Array]) -> str:
     """SHA-256 over names, types, shapes and bytes of the columns."""
     digest = hashlib.sha256()
     for name in sorted(columns):
@@ -224,7 +224,7 @@ def hash_of(columns: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def names_of(columns: dict[str, Array], group: str | None, target: str) -> Array:
+def label_names(columns: dict[str, Array], group: str | None, target: str) -> Array:
     """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
     field, column = ("group", columns[group]) if group else ("target", columns[target])
     column = column.reshape(len(column)) if column.size == len(column) else column

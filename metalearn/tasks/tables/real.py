@@ -77,7 +77,7 @@ class RealTableSource(RowSource):
         self.names = [NAMES[number] for number in numbers]
         sizes = [min(table_of_class.count(number), spec.ways) for number in numbers]
         self.chance = sum(1 / size for size in sizes) / len(sizes)
-        self._of = torch.tensor(table_of_class, device=spec.device)
+        self._table_of_class = torch.tensor(table_of_class, device=spec.device)
         self._numbers = torch.tensor(numbers, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -89,7 +89,9 @@ class RealTableSource(RowSource):
         info = {**episode.info, "source": source}
         if not self.spec.padded:
             return episode._replace(info=info)
-        is_own = self._of[info["class_ids"]] == self._numbers[source].unsqueeze(-1)  # [T, N]
+        is_own = self._table_of_class[info["class_ids"]] == self._numbers[source].unsqueeze(
+            -1
+        )  # [T, N]
         support, query = (
             batch._replace(weight=is_own.gather(1, batch.y).to(self.spec.dtype))
             for batch in (episode.support, episode.query)
@@ -97,12 +99,14 @@ class RealTableSource(RowSource):
         return Episode(support, query, info)
 
     def _classes(self, keys: Tensor) -> Tensor:
-        priority = rng.uniform(rng.fold_in(keys, "classes"), (len(self._of),), dtype=torch.float64)
-        is_other = self._of != self._numbers[self._table(keys)].unsqueeze(-1)
+        priority = rng.uniform(
+            rng.fold_in(keys, "classes"), (len(self._table_of_class),), dtype=torch.float64
+        )
+        is_other = self._table_of_class != self._numbers[self._table(keys)].unsqueeze(-1)
         return (priority + is_other).argsort(-1)[:, : self.spec.ways]
 
     def _classes_of_examples(self) -> Tensor:
-        return torch.isin(self._of, self._numbers).nonzero().squeeze(-1)
+        return torch.isin(self._table_of_class, self._numbers).nonzero().squeeze(-1)
 
     def _rows(self, keys: Tensor, ids: Tensor) -> Tensor:
         """As of rows; a class of another table, which is padding, may have too few of its own."""

@@ -64,7 +64,7 @@ def restore(values: Tensor, found: Moments) -> Tensor:
     return restored if coarse else restored.to(values.dtype)
 
 
-def moments_of(
+def resolve_moments(
     configured: Moments | None, rows: NDArray[Any], training: NDArray[np.int64], name: str
 ) -> Moments:
     """The given moments of rows [R, F], or those of the training rows; `name` is their field.
