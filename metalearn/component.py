@@ -151,7 +151,7 @@ class TaskComponent(Component, ABC):
 
     @property
     def fixed_values(self) -> dict[str, Any]:
-        """The fields that a test must share with training, those that are in use."""
+        """The fields in use that must have the same value in the test and in training."""
         return {name: getattr(self, name) for name in self.fixed_by_training()}
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:

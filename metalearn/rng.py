@@ -118,7 +118,7 @@ def _counters(count: int, device: torch.device) -> Tensor:
     """Return (i + 1) * GAMMA mod 2^64: [count], using only doubling and sums.
 
     Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU
-    compiler corrupts memory on that product when `count` is no multiple of the vector width
+    compiler corrupts memory on that product when `count` is not a multiple of the vector width
     (tests/test_rng.py compiles odd sizes)."""
     counters = torch.full((1,), GAMMA_SIGNED, dtype=torch.int64, device=device)
     size = 1

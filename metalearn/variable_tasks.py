@@ -44,7 +44,7 @@ class VariableSource:
         """Sample tasks of the source, with weights [T, N*K] and [T, N*Q]."""
         support, query, info = self._source.sample(key, num_tasks, start)
         keys, spec = info["key"], self.spec
-        ways = ways_of(keys, self.ranges.get("ways", (spec.ways, spec.ways)))  # [T]
+        ways = sample_ways(keys, self.ranges.get("ways", (spec.ways, spec.ways)))  # [T]
         low, high = self.ranges.get("shots", (spec.shots, spec.shots))
         shots = low + rng.integers(rng.fold_in(keys, SHOTS), (spec.ways,), high - low + 1)  # [T, N]
         support_labels, query_labels = self._labels(support), self._labels(query)
@@ -79,7 +79,7 @@ class VariableSource:
         return getattr(self._source, name)
 
 
-def ways_of(keys: Key, ends: Range) -> Tensor:
+def sample_ways(keys: Key, ends: Range) -> Tensor:
     """Sample the number of classes of each task from its key: [T] -> [T]."""
     return ends[0] + rng.integers(rng.fold_in(keys, WAYS), (1,), ends[1] - ends[0] + 1).squeeze(-1)
 

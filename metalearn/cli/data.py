@@ -29,12 +29,12 @@ def prepare(name: str) -> list[str]:
 
 
 def verify(name: str) -> list[str]:
-    """Check a prepared data set against what it must hold; raises ConfigError."""
+    """Check the content of a prepared data set; raises ConfigError."""
     return _entry(name).verify()
 
 
 def _entry(name: str) -> DataSet:
-    """The data set of a name, or that of a task source."""
+    """Return the data set of a name, or that of a task source."""
     name = DATA_SET_OF.get(name, name)
     if name not in DATA_SETS:
         raise ConfigError(("NAME", f"unknown data set {name!r}; {did_you_mean(name, DATA_SETS)}"))

@@ -12,7 +12,7 @@ import torch
 from metalearn.config.experiment import Experiment, once
 from metalearn.config.file import PYTHON
 from metalearn.config.misfits import choices_by_seen_classes, contradictions, misfits
-from metalearn.config.sources import LazySource, record_of
+from metalearn.config.sources import LazySource, make_record
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
 from metalearn.interop import with_engine
@@ -42,7 +42,7 @@ class Parts:
 
 
 def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
-    """Build all parts; ConfigError with every problem of tasks, model and method together."""
+    """Build all parts; raises ConfigError with every problem of tasks, model and method."""
     device, problems = device_of(experiment.run.device), Problems()
     prepare_device(device, experiment.run.deterministic)
     if to_train:  # a finished run is opened wherever it is looked at
@@ -75,11 +75,11 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
 def build_to_test(
     experiment: Experiment, recorded: Mapping[str, Any], *, same_test: bool = False
 ) -> Parts:
-    """The parts of a stored run, of which only the test tasks are built.
+    """Return the parts of a stored run, of which only the test tasks are built.
 
-    `recorded` is what `records_of` gave when the run began. With `same_test` the test tasks are
-    those of the run, and are not built before they are used either. What was not recorded is built
-    as for training."""
+    `recorded` is the result of `make_records` at the beginning of the run. With `same_test` the
+    test tasks are those of the run, and are also built at first use. Without records all parts are
+    built as for training."""
     if "train" not in recorded:
         return build(experiment)
     device = device_of(experiment.run.device)
@@ -110,14 +110,14 @@ def build_to_test(
     return Parts(device, train, sources["train"], sources["valid"], test, *methods)
 
 
-def records_of(parts: Parts) -> dict[str, Any]:
-    """The form of the training and test tasks, for `build_to_test`; empty for objectives."""
-    records = {"train": record_of(parts.train), "test": record_of(parts.test)}
+def make_records(parts: Parts) -> dict[str, Any]:
+    """Return the form of the training and test tasks, for `build_to_test`; empty for objectives."""
+    records = {"train": make_record(parts.train), "test": make_record(parts.test)}
     return {} if None in records.values() else records
 
 
 def _with_loss(source: TaskSource, loss: Any) -> TaskSource:
-    """The same tasks, compared by another loss; ConfigError where it does not fit them."""
+    """Return the same tasks with another loss; raises ConfigError if it does not fit them."""
     other = copy.copy(source)
     other.spec = replace(source.spec, loss=_given_loss(loss))
     criterion(other.spec)
@@ -125,13 +125,13 @@ def _with_loss(source: TaskSource, loss: Any) -> TaskSource:
 
 
 def hold_loss(loss: Callable[..., Any]) -> tuple[str, Held]:
-    """(how a config names a loss that is given as a function, what keeps it alive)."""
+    """Return (the name in a config of a loss passed as a function, what keeps it alive)."""
     function = hold(loss, hash_of(loss))
     return f"{PYTHON}{name_of(loss)}:{function.sha256}", function
 
 
 def _given_loss(name: str) -> Any:
-    """A loss by name, or the function of `python:NAME:SHA-256` that was given in this process."""
+    """Return a loss by name, or the function of `python:NAME:SHA-256` passed in this process."""
     if not name.startswith(PYTHON):
         return name
     function, _, sha256 = name.removeprefix(PYTHON).rpartition(":")
@@ -145,7 +145,7 @@ def _given_loss(name: str) -> Any:
 
 
 def rebuild(parts: Parts, experiment: Experiment) -> Parts:
-    """The parts of an experiment on the same tasks: learner and methods are built, sources kept."""
+    """Build learner and methods of an experiment on the same tasks; the sources are reused."""
     specs = parts.train.spec, parts.test.spec
     learner, method, test_method = _methods(experiment, *specs, Problems())
     return replace(parts, learner=learner, method=method, test_method=test_method)
@@ -154,8 +154,9 @@ def rebuild(parts: Parts, experiment: Experiment) -> Parts:
 def _methods(
     experiment: Experiment, train: EpisodeSpec, test: EpisodeSpec, problems: Problems
 ) -> tuple[Learner, Method, Method]:
-    """(learner and method for training tasks, method for test tasks); ConfigError with `problems`
-    and all that are found."""
+    """Return (learner and method for training tasks, method for test tasks).
+
+    Raises ConfigError with `problems` and those found here."""
     learner, method = _method(experiment, train, experiment.run.meta_steps, problems)
     if method is not None and method.traits.fixed_ways and train.outputs != test.outputs:
         text = (
@@ -188,8 +189,7 @@ def _test_problems(experiment: Experiment, test: EpisodeSpec) -> Problems:
 
 
 def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters but for the number of outputs: what the shape of the inputs
-    decides."""
+    """Return the shapes of a model's parameters that depend on its inputs, not on its outputs."""
     first = {name: tuple(value.shape) for name, value in learner.init(fold_in(0, "shapes")).items()}
     return {name: shape[1:] if name.startswith("head.") else shape for name, shape in first.items()}
 
@@ -217,7 +217,7 @@ def _method(
 def _searching(
     experiment: Experiment, learner: Learner, spec: EpisodeSpec, meta_steps: int | None
 ) -> Method:
-    """A method whose shared search is still to come."""
+    """Build a method whose shared search has not been run."""
     if experiment.run.engine != "native":
         text = f"{experiment.run.engine} has no counterpart of {experiment.method.name}"
         raise ConfigError(("run.engine", f"{text}: use run.engine=native"))
@@ -226,7 +226,7 @@ def _searching(
 
 
 def _placed(place: str, experiment: Experiment) -> str:
-    """Where a problem with building a method lies in the file."""
+    """Return the place in the file of a problem with building a method."""
     if place.startswith(("task", "model", "run", "evaluate")):
         return place
     inside = place.removeprefix("method.")
@@ -235,7 +235,7 @@ def _placed(place: str, experiment: Experiment) -> str:
 
 
 def found_learner(experiment: Experiment, learner: Learner, spec: EpisodeSpec) -> Learner:
-    """The network that a shared search found, normalised as the model section says."""
+    """Return the network that a shared search found, normalised as the model section specifies."""
     try:
         searched: Learner = experiment.method.found_learner(experiment.found, learner, spec)
         return searched
@@ -244,7 +244,7 @@ def found_learner(experiment: Experiment, learner: Learner, spec: EpisodeSpec) -
 
 
 def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learner, Method]:
-    """The experiment's learner and method for tasks of `spec`."""
+    """Build the experiment's learner and method for tasks of `spec`."""
     problems = Problems()
     learner, method = _method(experiment, spec, None, problems)
     if learner is None or method is None:

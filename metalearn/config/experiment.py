@@ -22,7 +22,7 @@ from metalearn.config.file import (
     Entry,
     File,
     Search,
-    label_of,
+    get_label,
     loss_problems,
     method_problems,
     parse_entry,
@@ -229,7 +229,7 @@ def _with_plugins(problems: Problems, plugins: list[str]) -> Problems:
 
 def _experiments(config: File, problems: Problems) -> list[Experiment | None]:
     """Return one experiment per method of a comparison."""
-    labels = [label_of(item) for item in config.methods]
+    labels = [get_label(item) for item in config.methods]
     rows = [
         _experiment(config, item, f"methods.{label}", True, problems)
         for item, label in zip(config.methods, labels)

@@ -53,7 +53,7 @@ def _is_nameless(item: Any) -> bool:
     return isinstance(item, dict) and "name" not in item
 
 
-def label_of(item: dict[str, Any]) -> str:
+def get_label(item: dict[str, Any]) -> str:
     """Return the label of an item of `methods`: its `label`, else its name."""
     return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
 

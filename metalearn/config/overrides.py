@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from metalearn.config.file import label_of
+from metalearn.config.file import get_label
 from metalearn.config.text_fields import is_optional, is_text_field
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.storage.yaml import is_printable, parse_yaml
@@ -112,7 +112,7 @@ def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
 def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     items = data.get("methods")
     rows = items if isinstance(items, list) else []
-    return {label_of(item): item for item in rows if isinstance(item, dict)}
+    return {get_label(item): item for item in rows if isinstance(item, dict)}
 
 
 def _find_item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:

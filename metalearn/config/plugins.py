@@ -84,7 +84,7 @@ def _register(kind: str, component: Any) -> Any:
         return _register_loss(component)
     if kind not in KINDS:
         raise ConfigError(("kind", f"unknown kind {kind!r}; {did_you_mean(kind, ALL_KINDS)}"))
-    base_class, tag = KINDS[kind], tag_of(kind)
+    base_class, tag = KINDS[kind], tag_field(kind)
     if not (isinstance(component, type) and issubclass(component, base_class)):
         text = f"{component!r} is not a subclass of {base_class.__module__}.{base_class.__name__}"
         raise ConfigError((kind, text))
@@ -98,7 +98,7 @@ def _register(kind: str, component: Any) -> Any:
     return component
 
 
-def tag_of(kind: str) -> str:
+def tag_field(kind: str) -> str:
     """Return the field that holds a component's registered name."""
     return "source" if kind == "tasks" else "name"
 
@@ -312,7 +312,7 @@ def _register_all(module: ModuleType) -> None:
         if not isinstance(value, type) or not _is_inside(value.__module__, module.__name__):
             continue
         for kind, base_class in KINDS.items():
-            field = tag_of(kind)
+            field = tag_field(kind)
             if issubclass(value, base_class) and field in value.model_fields:
                 has_name = isinstance(value.model_fields[field].default, str)
                 if has_name and not getattr(value, "__abstractmethods__", None):

@@ -36,7 +36,7 @@ class LazySource:
     ) -> None:
         self._build, self._built = build, list[TaskSource]()
         if record is not None:
-            self.spec = spec_of(record, device, dtype)
+            self.spec = spec_from_record(record, device, dtype)
             self.data_sha256 = str(record.get("data_sha256", ""))
             self.facts = dict(record.get("facts", {}))
 
@@ -84,7 +84,7 @@ def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
     return f"data of SHA-256 {str(before)[:12]}, but the current data have {now[:12]}"
 
 
-def record_of(source: TaskSource) -> dict[str, Any] | None:
+def make_record(source: TaskSource) -> dict[str, Any] | None:
     """Return the form of a source's tasks as plain data; None for an objective (a function)."""
     spec = source.spec
     if spec.objective is not None:
@@ -97,8 +97,8 @@ def record_of(source: TaskSource) -> dict[str, Any] | None:
     }
 
 
-def spec_of(record: Mapping[str, Any], device: str, dtype: torch.dtype) -> EpisodeSpec:
-    """Return the spec of a record that `record_of` wrote."""
+def spec_from_record(record: Mapping[str, Any], device: str, dtype: torch.dtype) -> EpisodeSpec:
+    """Return the spec of a record that `make_record` wrote."""
     values = {name: record[name] for name in FIELDS}
     values["x_shape"] = tuple(values["x_shape"])
     return EpisodeSpec(**values, device=device, dtype=dtype)

@@ -20,7 +20,7 @@ from metalearn.config.file import (
     SECTIONS,
     File,
     Row,
-    label_of,
+    get_label,
 )
 from metalearn.config.registry import METHODS, TABLES
 
@@ -77,7 +77,7 @@ def _owners(data: dict[str, Any], path: list[str]) -> tuple[Kinds, list[str]]:
     if head == "methods" and len(rest) > 1:
         items = data.get("methods")
         for item in items if isinstance(items, list) else []:
-            if isinstance(item, dict) and label_of(item) == rest[0]:
+            if isinstance(item, dict) and get_label(item) == rest[0]:
                 if rest[1] in OVERLAYS and len(rest) > 2:
                     return _owners({**data, **item}, rest[1:])
                 return _method(item, rest[1:])

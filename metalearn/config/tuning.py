@@ -63,7 +63,7 @@ def with_values(component: Kind, values: Mapping[str, Any]) -> Kind:
     return type(component).model_validate(data)
 
 
-def numbers_of(method: Component, key: str) -> set[type]:
+def number_types(method: Component, key: str) -> set[type]:
     """Return which of int and float a field of a method accepts; {int}: only integers."""
     outer, _, name = key.rpartition(".")
     owner = value_at(method, outer) if outer else method
@@ -104,7 +104,7 @@ def _range_problems(method: Any, key: str, span: TuneRange) -> list[str]:
         return []
     ends: tuple[Any, ...] = span.values if span.values is not None else (span.min, span.max)
     if span.values is None:
-        kinds = numbers_of(method, key)
+        kinds = number_types(method, key)
         if not kinds:
             return [f"{key} is not a number: use a list of `values` instead of min and max"]
         if kinds == {int} or span.distribution == "int_uniform":

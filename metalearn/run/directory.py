@@ -148,7 +148,7 @@ def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> 
 
 
 def recorded_tasks(folder: Path) -> dict[str, Any]:
-    """Return the form of a run's tasks, as from `config.build.records_of`; empty in older runs."""
+    """Return the form of a run's tasks, as from `build.make_records`; empty in older runs."""
     return dict(_environment(folder).get("tasks") or {})
 
 

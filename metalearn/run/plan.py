@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from metalearn.config.build import Parts, records_of
+from metalearn.config.build import Parts, make_records
 from metalearn.config.experiment import Experiment
 from metalearn.config.signature import signature
 from metalearn.distributed.ranks import ALONE, Ranks, check_cards
@@ -88,7 +88,7 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     choices = {**plan.choice._asdict(), "threads": threads, "workers": run.workers or threads}
     experiment = job.experiment.replace(run=run.model_copy(update=choices))
     facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **plan.facts}
-    facts["tasks"] = records_of(job.parts)
+    facts["tasks"] = make_records(job.parts)
     ranks.on_rank0(lambda: write_start(job.folder, experiment, facts))
     return replace(job, experiment=experiment, planned=True), plan
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.clock import startup_seconds
-from metalearn.config.build import Parts, build, rebuild, records_of
+from metalearn.config.build import Parts, build, make_records, rebuild
 from metalearn.config.experiment import Experiment, parse
 from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import Diverged, Stopped
@@ -156,7 +156,7 @@ def begin(
     recorded = ranks.on_rank0((folder / "environment.json").exists)
     if (has_search and stored is None) or (planned and not recorded):
         facts = {**describe(parts.device), **requested, "devices": ranks.size}
-        facts["tasks"] = records_of(parts)
+        facts["tasks"] = make_records(parts)
         ranks.on_rank0(lambda: write_start(folder, experiment, facts))
     return Job(experiment, folder, parts, ledger, ranks, planned, requested)
 

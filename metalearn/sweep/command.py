@@ -21,7 +21,7 @@ from metalearn.report.sweep_page import write_sweep_report
 from metalearn.run.signals import signals
 from metalearn.sweep.file import Sweep, read
 from metalearn.sweep.request import claim_folder
-from metalearn.sweep.trial_queue import TrialQueue, best_of
+from metalearn.sweep.trial_queue import TrialQueue, best_trial
 from metalearn.sweep.worker import with_group, work
 from metalearn.tracking.tracker import log_page
 
@@ -70,7 +70,7 @@ def conclusion(config: Sweep, folder: Path) -> str:
     states = [row["state"] for row in rows]
     counts = (f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
     lines = [f"{len(rows)} trials: {', '.join(counts)}"]
-    if best := best_of(rows, metric.sign):
+    if best := best_trial(rows, metric.sign):
         values = " ".join(f"{key}={value}" for key, value in best["parameters"].items())
         lines.append(f"best: trial {best['number']}, {metric.name} {best['value']:.6g}, {values}")
     if metric.split == "test":

@@ -48,7 +48,7 @@ class Sweep:
     data: dict[str, Any]  # as in the file
     experiment: Experiment  # with the first value of every parameter
 
-    def values_of(self, samples: dict[str, Any]) -> dict[str, Any]:
+    def convert_samples(self, samples: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters' values for the samples of a sampler."""
         return {
             name: distribution.value_of(samples.get(name))

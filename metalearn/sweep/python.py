@@ -19,7 +19,7 @@ from metalearn.storage.files import read_json, write_atomic
 from metalearn.sweep.command import run_sweep
 from metalearn.sweep.file import Sweep, read
 from metalearn.sweep.request import claim_folder
-from metalearn.sweep.trial_queue import TrialQueue, best_of
+from metalearn.sweep.trial_queue import TrialQueue, best_trial
 
 
 class SweepResult:
@@ -38,7 +38,7 @@ class SweepResult:
     @property
     def best(self) -> dict[str, Any]:
         """The best complete trial; raises ConfigError if every trial failed."""
-        trial = best_of(self.trials, self._sign)
+        trial = best_trial(self.trials, self._sign)
         if trial is None:
             raise ConfigError((str(self.folder), "this sweep has no complete trial"))
         return trial

@@ -115,7 +115,7 @@ class TrialQueue:
         samples = {
             name: _suggest(trial, name, unit) for name, unit in units.items() if unit is not None
         }
-        return Trial(trial.number, self.sweep.values_of(samples), trial)
+        return Trial(trial.number, self.sweep.convert_samples(samples), trial)
 
     def _sampler(self, number: int) -> Any:
         """Return a sampler seeded by the trial's number.
@@ -199,7 +199,7 @@ class TrialQueue:
             state = "complete" if trial.state == complete else "failed" if failed else "pruned"
             last = trial.intermediate_values.get(max(trial.intermediate_values, default=0))
             value = trial.value if state == "complete" else last if state == "pruned" else None
-            values = self.sweep.values_of(trial.params)
+            values = self.sweep.convert_samples(trial.params)
             rows.append(
                 {"number": trial.number, "parameters": values, "value": value, "state": state}
             )
@@ -212,7 +212,7 @@ class TrialQueue:
 
     def _write(self) -> Path:
         rows, metric = self.records(), self.sweep.metric
-        best = best_of(rows, metric.sign)
+        best = best_trial(rows, metric.sign)
         path = self.folder / "sweep.json"
         header = {"schema": 1, "metric": {"name": metric.name, "goal": metric.goal}}
         write_json(path, {**header, "best": best and best["number"], "trials": rows})
@@ -236,7 +236,7 @@ def _import_optuna() -> Any:
     return optuna
 
 
-def best_of(rows: list[dict[str, Any]], sign: float) -> dict[str, Any] | None:
+def best_trial(rows: list[dict[str, Any]], sign: float) -> dict[str, Any] | None:
     """Return the best complete trial, or None."""
     complete = [row for row in rows if row["state"] == "complete"]
     return min(complete, key=lambda row: (sign * row["value"], row["number"]), default=None)

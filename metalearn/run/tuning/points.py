@@ -15,7 +15,7 @@ import numpy as np
 
 from metalearn.component import Component
 from metalearn.config.sections import TuneRange
-from metalearn.config.tuning import numbers_of, value_at, with_values
+from metalearn.config.tuning import number_types, value_at, with_values
 from metalearn.rng import MASK
 from metalearn.types import Key
 
@@ -30,7 +30,7 @@ def trial_points(own: Component, ranges: Mapping[str, TuneRange], key: Key) -> I
     First those of `own`, if they are inside the ranges, then Sobol points, without repetition. The
     iterator ends when every combination of finite ranges was yielded. The first n values do not
     depend on how many follow."""
-    is_integer = {name: numbers_of(own, name) == {int} for name in ranges}
+    is_integer = {name: number_types(own, name) == {int} for name in ranges}
     defaults = {name: _default(own, name, span) for name, span in ranges.items()}
     total = math.prod(_size(span, is_integer[name]) for name, span in ranges.items())
     used: set[str] = set()

@@ -13,7 +13,7 @@ from metalearn import rng
 from metalearn.component import option
 from metalearn.tasks.generated import GeneratedSource, GeneratedTask
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
-from metalearn.variable_tasks import Range, ways_of
+from metalearn.variable_tasks import Range, sample_ways
 
 LAYERS = 2  # of nodes above the causes
 MOST_CATEGORIES = 8
@@ -75,7 +75,7 @@ class TableSource(GeneratedSource):
         where n < N, have rows of no interval."""
         spec = self.spec
         keys, each = self.keys(key, num_tasks, start), spec.shots + spec.queries
-        ways = ways_of(keys, self._ways).unsqueeze(-1)  # [T, 1]
+        ways = sample_ways(keys, self._ways).unsqueeze(-1)  # [T, 1]
         row_index = torch.arange(spec.ways * each, device=keys.device)
         clustered = rng.uniform(rng.fold_in(keys, "kind"), (1,), dtype=F64) < CLUSTERED
         causes = _causes(keys, spec.ways, each, clustered)
