@@ -20,7 +20,7 @@ from messages import collect_messages
 from metalearn import interop
 from metalearn.bench import bench as core
 from metalearn.bench import contenders, measure, scaling
-from metalearn.bench.bench import BOUND, Settings, measured
+from metalearn.bench.bench import BOUND, Settings, measure_workload
 from metalearn.bench.command import NAMES, BenchOptions
 from metalearn.bench.command import measure as bench
 from metalearn.bench.engines import by_jax, by_torchopt, sampling, torch_packages
@@ -30,7 +30,7 @@ from metalearn.bench.engines.plain import reference
 from metalearn.bench.measure import Turns, in_turns
 from metalearn.bench.problem import Problem, gap
 from metalearn.bench.table import best, speedup
-from metalearn.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, chosen
+from metalearn.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, select_workloads
 from metalearn.errors import ConfigError
 from metalearn.executors import auto, trace
 from metalearn.executors.timings import ExecutorChoice
@@ -97,9 +97,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path,
 
 def test_the_workloads_are_the_contracts() -> None:
     assert list(WORKLOADS) == ALL
-    assert [work.name for work in chosen([])] == ALL
+    assert [work.name for work in select_workloads([])] == ALL
     assert [
-        work.name for work in chosen(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])
+        work.name
+        for work in select_workloads(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])
     ] == ["proto_net_5w1s", "sinusoid_1step"]
     tasks = {name: WORKLOADS[name].tasks for name in ALL}
     names = ("sinusoid_1step", "conv4_pool_5w1s_q5", "conv4_84_5w5s")
@@ -231,7 +232,7 @@ def test_a_wrong_engine_is_an_error_row_and_not_timed(
 ) -> None:
     plant(monkeypatch, kind)
     messages = collect_messages()
-    outcome = measured(WORKLOADS["sinusoid_5steps"], QUICK)
+    outcome = measure_workload(WORKLOADS["sinusoid_5steps"], QUICK)
     rows = {row["engine"]: row for row in outcome.rows}
     assert rows["native"]["median_seconds"] > 0
     wrong = rows["learn2learn"]
@@ -254,7 +255,9 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
         lambda name, *rest: None if name in ("torchopt", "jax") else there(name, *rest),
     )
     messages = collect_messages()
-    outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES))
+    outcome = measure_workload(
+        WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES)
+    )
     # torch: of l2o alone
     assert {row["engine"] for row in outcome.left_out} == {"higher", "torchopt", "jax", "torch"}
     for name in ("higher", "torchopt", "jax"):
@@ -324,7 +327,7 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sampling_is_timed_by_the_episode() -> None:
-    outcome = measured(WORKLOADS["sampling_5w1s"], QUICK)
+    outcome = measure_workload(WORKLOADS["sampling_5w1s"], QUICK)
     assert [one["executor"] for one in outcome.rows if one["engine"] == "native"] == [None]
     rows = {(one["engine"], one.get("form")): one for one in outcome.rows}
     assert ("native", None) in rows

@@ -14,7 +14,7 @@ import torch
 from metalearn.bench import contenders as bench
 from metalearn.bench.engines import native
 from metalearn.bench.problem import Problem
-from metalearn.bench.table import detail_of
+from metalearn.bench.table import engine_detail
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors import cuda_graphs
 
@@ -44,7 +44,7 @@ def test_captured_steps_have_rows_of_several_and_without_triton(
     engines = [one.build({})[0] for one in found]
     forms = [engine.form for engine in engines]
     assert forms == ["", "3 steps a replay", "without Triton"]
-    assert detail_of({"executor": "graph", "form": forms[1]}) == "graph, 3 steps a replay"
+    assert engine_detail({"executor": "graph", "form": forms[1]}) == "graph, 3 steps a replay"
     gradients, counts = [], []
     for engine in engines:
         engine.step()

@@ -13,7 +13,7 @@ from metalearn.algorithms.gradient.implicit import (
     neumann,
     one_step,
 )
-from metalearn.bench.outer_gradients import ESTIMATORS, EXACT, estimated, exact, problems
+from metalearn.bench.outer_gradients import ESTIMATORS, EXACT, estimate_gradient, exact, problems
 from metalearn.rng import fold_in, normal
 
 SIZE = 7
@@ -41,7 +41,9 @@ def test_estimators_approach_the_solution_of_the_linear_system() -> None:
 def test_estimates_at_the_end_of_an_inner_loop_approach_back_propagation() -> None:
     problem = problems(F64)["sinusoid, 2 x 40 units"]
     truth = exact(problem)
-    gaps = {name: gap(estimated(problem, way), truth) for name, (_, way) in ESTIMATORS.items()}
+    gaps = {
+        name: gap(estimate_gradient(problem, way), truth) for name, (_, way) in ESTIMATORS.items()
+    }
     assert EXACT not in gaps and gaps["conjugate gradients, 20 steps"] < 1e-3
     for family in ("conjugate gradients, {} steps", "Neumann series, {} terms"):
         few, more, most = (gaps[family.format(n)] for n in (1, 5, 20))

@@ -22,7 +22,7 @@ from metalearn.inner.rules import make_schedule, sgd
 from metalearn.l2o import tuning
 from metalearn.l2o.command import L2OOptions, _other
 from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
-from metalearn.l2o.rows import Measured, differences, row
+from metalearn.l2o.rows import RuleRuns, differences, row
 from metalearn.l2o.table import _table
 from metalearn.learned_optimizers.inner_run import optimizee
 from metalearn.models import MLP, Own
@@ -98,21 +98,21 @@ def test_a_cosine_ends_at_zero_and_a_grid_runs_side_by_side(name: str) -> None:
     assert torch.equal(last[4], last[5])
     assert not torch.equal(last[2], last[3])
     rates = torch.tensor([0.01, 0.1], dtype=F64)
-    grid = over_rates(TARGET, tuning.rule_of(name, "cosine", 8), rates, GIVEN, (0, 8))
+    grid = over_rates(TARGET, tuning.make_rule(name, "cosine", 8), rates, GIVEN, (0, 8))
     for place, rate in enumerate(rates):
-        alone = over_tasks(TARGET, tuning.rule_of(name, "cosine", 8)(float(rate)), GIVEN, (0, 8))
+        alone = over_tasks(TARGET, tuning.make_rule(name, "cosine", 8)(float(rate)), GIVEN, (0, 8))
         torch.testing.assert_close(grid.train[place], alone.train, rtol=1e-9, atol=1e-12)
 
 
 def test_the_best_rate_of_every_point_is_found_and_used() -> None:
-    found = tuning.tuned(TARGET, GIVEN, "sgd", "constant", (2, 20))
+    found = tuning.tune(TARGET, GIVEN, "sgd", "constant", (2, 20))
     rates = torch.tensor(tuning.GRID, dtype=F64)
     means = over_rates(TARGET, lambda rate: sgd(rate), rates, GIVEN, (2, 20)).train.mean(1)
     for place, point in enumerate((2, 20)):
         best = int(means[:, place].nan_to_num(nan=torch.inf).argmin())
         assert found.rates[point] == tuning.GRID[best]
     fresh = problems(SOURCE, fold_in(2, "test"), 5, 0, 20, 0)
-    there = tuning.measured(TARGET, fresh, found, (0, 2, 20))
+    there = tuning.measure_baseline(TARGET, fresh, found, (0, 2, 20))
     for place, point in ((1, 2), (2, 20)):
         alone = over_tasks(TARGET, sgd(found.rates[point]), fresh, (point,))
         torch.testing.assert_close(there.train[:, place], alone.train[:, 0])
@@ -124,7 +124,7 @@ def test_the_best_rate_of_every_point_is_found_and_used() -> None:
 def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "GRID", tuple(rate for rate in tuning.GRID if rate < 0.02))
     with pytest.raises(ConfigError, match=r"sgd .constant. at step 20 is 0.01, an edge"):
-        tuning.tuned(TARGET, GIVEN, "sgd", "constant", (20,))
+        tuning.tune(TARGET, GIVEN, "sgd", "constant", (20,))
 
 
 def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
@@ -155,7 +155,7 @@ def test_adam_needs_no_more_than_its_own_steps_for_its_own_loss(batch: int | Non
     target = TARGET if batch is None else target_of(source, MLP(sizes=(4,)), batch)
     given = problems(source, KEY, 3, 0, 40, 0)
     seen = tuple(range(0, 81, 4))
-    rule = tuning.rule_of("adam", "constant", 80)
+    rule = tuning.make_rule("adam", "constant", 80)
     found = tuning.levels(over_rates(target, rule, tuning.grid(given), given, seen), seen)
     mine = over_tasks(target, rule(tuning.GRID[11]), given, (40,)).train
     steps = found.steps_to(float(mine.mean()))
@@ -173,12 +173,12 @@ def test_rows_hold_means_intervals_and_what_diverged() -> None:
     other = train.clone()
     other[..., 1] = 2.0
     losses = [Losses(train, train, train), Losses(other, other, other)]
-    given = Measured("mine", "learned", losses, overhead_of(), {})
+    given = RuleRuns("mine", "learned", losses, overhead_of(), {})
     found = row(given, (0, 5))
     assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2])
     assert found["diverged"] == [0.0, 1 / 8]
     assert found["loss_by_seed"] == [pytest.approx([2.0, 91.3 / 4]), pytest.approx([2.0, 2.0])]
-    base = Measured("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
+    base = RuleRuns("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
     gap = differences(given, [base], 1)[0]
     assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0)
     assert (gap["a"], gap["b"]) == ("mine", "sgd")

@@ -54,7 +54,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Ready:
+class VerifiedEngine:
     """An engine that has passed the check."""
 
     contender: Contender
@@ -80,7 +80,7 @@ class Outcome:
     facts: Row
 
 
-def measured(workload: Workload, settings: Settings) -> Outcome:
+def measure_workload(workload: Workload, settings: Settings) -> Outcome:
     """Measure all engines on one workload.
 
     An engine whose gradient is off, or that fails, is a row with `error`."""
@@ -97,10 +97,10 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
         expected, outcome.facts["flops"] = reference_and_flops(problem)
     if not work.regression:
         assert problem.ready  # drawn now, outside of all measurements
-    ready: list[Ready] = []
+    verified: list[VerifiedEngine] = []
     for contender in contenders(problem, settings.engines, settings.executors):
-        ready += _prepared(problem, contender, expected, settings, outcome)
-    _time(problem, ready, settings.turns, outcome)
+        verified += _prepare(problem, contender, expected, settings, outcome)
+    _time_engines(problem, verified, settings.turns, outcome)
     forget()
     return outcome
 
@@ -112,40 +112,42 @@ def set_precision(settings: Settings) -> None:
         setattr(torch.backends, "fp32_precision", precision)  # noqa: B010  # for mypy
 
 
-def _prepared(
+def _prepare(
     problem: Problem,
     contender: Contender,
     expected: Params | None,
     settings: Settings,
     outcome: Outcome,
-) -> list[Ready]:
+) -> list[VerifiedEngine]:
     """The contender's engines, built, stepped once, checked; where several forms are one row, the
     fastest."""
-    found: list[Ready] = []
-    first: Row = _row(problem, contender)
+    verified: list[VerifiedEngine] = []
+    base_row: Row = _row(problem, contender)
     try:
-        began = time.perf_counter()
-        with fresh_cache(settings.cold), peak_on_cuda(problem.device, contender.engine, first):
-            forms = contender.build(first)
-            built = (time.perf_counter() - began) / len(forms)
-            ready = [Ready(contender, engine, _row_of_form(first, engine)) for engine in forms]
-            for one in ready:
-                one.row["compile_seconds"] = built + first_step(one.engine)
-        for one in ready:
-            one.row["peak_bytes"] = first["peak_bytes"]
-            agrees = _agrees(problem, one, expected, settings)
-            outcome.rows.append(one.row)
+        start = time.perf_counter()
+        with fresh_cache(settings.cold), peak_on_cuda(problem.device, contender.engine, base_row):
+            forms = contender.build(base_row)
+            build_seconds = (time.perf_counter() - start) / len(forms)
+            candidates = [
+                VerifiedEngine(contender, engine, _form_row(base_row, engine)) for engine in forms
+            ]
+            for candidate in candidates:
+                candidate.row["compile_seconds"] = build_seconds + first_step(candidate.engine)
+        for candidate in candidates:
+            candidate.row["peak_bytes"] = base_row["peak_bytes"]
+            agrees = _agrees(problem, candidate, expected, settings)
+            outcome.rows.append(candidate.row)
             if agrees:
-                found.append(one)
-    except LeftOut as why:
+                verified.append(candidate)
+    except LeftOut as reason:
         outcome.left_out.append(
-            {"workload": problem.workload.name, "engine": contender.engine, "why": str(why)}
+            {"workload": problem.workload.name, "engine": contender.engine, "why": str(reason)}
         )
-        log.info(f"  skipped: {contender.label}: {why}")
+        log.info(f"  skipped: {contender.label}: {reason}")
     # one engine that fails, in whatever way, must not cost the others their rows
     except Exception as error:
         _fail(problem, contender, None, error, outcome)
-    return found if contender.every_form or len(found) < 2 else [_fastest(found, outcome)]
+    return verified if contender.every_form or len(verified) < 2 else [_fastest(verified, outcome)]
 
 
 def _row(problem: Problem, contender: Contender) -> Row:
@@ -159,11 +161,13 @@ def _row(problem: Problem, contender: Contender) -> Row:
     return row | dict.fromkeys((*names, "compile_seconds", "peak_bytes", "gradient_error"))
 
 
-def _row_of_form(row: Row, engine: Engine) -> Row:
+def _form_row(row: Row, engine: Engine) -> Row:
     return {**row, "form": engine.form} if engine.form else dict(row)
 
 
-def _agrees(problem: Problem, ready: Ready, expected: Params | None, settings: Settings) -> bool:
+def _agrees(
+    problem: Problem, ready: VerifiedEngine, expected: Params | None, settings: Settings
+) -> bool:
     """Whether the engine computes the reference's gradient; if not, its row says so and it is not
     timed."""
     if expected is None or ready.engine.gradient is None:
@@ -181,7 +185,11 @@ def _agrees(problem: Problem, ready: Ready, expected: Params | None, settings: S
 
 
 def _fail(
-    problem: Problem, contender: Contender, ready: Ready | None, error: Exception, outcome: Outcome
+    problem: Problem,
+    contender: Contender,
+    ready: VerifiedEngine | None,
+    error: Exception,
+    outcome: Outcome,
 ) -> None:
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if ready is None:
@@ -191,11 +199,11 @@ def _fail(
     log.info(f"  failed: {contender.label}: {text}")
 
 
-def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
+def _fastest(forms: list[VerifiedEngine], outcome: Outcome) -> VerifiedEngine:
     """The form that needs least for a step, of three each in turns; the rows of the others are
     dropped."""
-    times = in_turns({ready.engine.form: ready.engine for ready in forms}, Turns(3, 0))
-    order = sorted(forms, key=lambda ready: quartiles(times[ready.engine.form])[1])
+    times = in_turns({candidate.engine.form: candidate.engine for candidate in forms}, Turns(3, 0))
+    order = sorted(forms, key=lambda candidate: quartiles(times[candidate.engine.form])[1])
     for slower in order[1:]:
         ratio = quartiles(times[slower.engine.form])[1] / quartiles(times[order[0].engine.form])[1]
         faster = order[0].engine.form
@@ -205,32 +213,37 @@ def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
     return order[0]
 
 
-def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome) -> None:
+def _time_engines(
+    problem: Problem, verified: list[VerifiedEngine], turns: Turns, outcome: Outcome
+) -> None:
     """Peak memory of each engine, then all in turns, with a plain convolution among them where
     there are any."""
-    alive: list[Ready] = []
-    for one in ready:
+    runnable: list[VerifiedEngine] = []
+    for candidate in verified:
         try:
-            first_step(one.engine)  # the second: what fails fails here, not in the others' turns
+            # the second: what fails fails here, not in the others' turns
+            first_step(candidate.engine)
             if problem.device == "cpu":
-                one.row["peak_bytes"] = peak_bytes(one.engine)
-            alive.append(one)
+                candidate.row["peak_bytes"] = peak_bytes(candidate.engine)
+            runnable.append(candidate)
         except Exception as error:  # such as out of memory: a row that says so
-            _fail(problem, one.contender, one, error, outcome)
-    if not alive:
+            _fail(problem, candidate.contender, candidate, error, outcome)
+    if not runnable:
         return
-    engines = {str(place): one.engine for place, one in enumerate(alive)}
+    engines = {str(index): candidate.engine for index, candidate in enumerate(runnable)}
     has_limit = problem.workload.model == "conv4" and outcome.facts.get("flops")
     plain = convolution(problem) if has_limit else None
     if plain is not None:
         engines[LIMIT] = plain.engine
     times = in_turns(engines, turns)
-    for place, one in enumerate(alive):
-        low, middle, high = quartiles(times[str(place)])
-        one.row.update(median_seconds=middle, iqr_seconds=high - low, quartiles_seconds=[low, high])
-        one.row["rounds"] = len(times[str(place)])
-        if one.contender.executor:
-            one.row["run_seconds"] = one.row["compile_seconds"] + (STEPS - 1) * middle
+    for index, candidate in enumerate(runnable):
+        low, middle, high = quartiles(times[str(index)])
+        candidate.row.update(
+            median_seconds=middle, iqr_seconds=high - low, quartiles_seconds=[low, high]
+        )
+        candidate.row["rounds"] = len(times[str(index)])
+        if candidate.contender.executor:
+            candidate.row["run_seconds"] = candidate.row["compile_seconds"] + (STEPS - 1) * middle
     if plain is not None:
         outcome.facts["conv_flops_per_second"] = plain.flops / quartiles(times[LIMIT])[1]
 

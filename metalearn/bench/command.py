@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from metalearn.bench.workloads import Workload, chosen
+from metalearn.bench.workloads import Workload, select_workloads
 from metalearn.config.sections import Executor
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
@@ -47,7 +47,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     earlier = (
         read_json(options.out) if options.merge and options.out and options.out.exists() else None
     )
-    from metalearn.bench.bench import Settings, measured
+    from metalearn.bench.bench import Settings, measure_workload
     from metalearn.bench.measure import Turns
     from metalearn.bench.table import show
     from metalearn.machine import device_of
@@ -62,17 +62,17 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         cold=options.cold,
         tf32=options.tf32,
     )
-    data = _begin(settings.device, earlier, options)
+    data = _initial_data(settings.device, earlier, options)
     for workload in workloads:
-        outcome = measured(workload, settings)
-        _add(data, "rows", outcome.rows, [workload.name])
-        _add_skipped(data, outcome.left_out)
+        outcome = measure_workload(workload, settings)
+        _replace_rows(data, "rows", outcome.rows, [workload.name])
+        _replace_skipped(data, outcome.left_out)
         data["workloads"][workload.name] = outcome.facts
         _store(options, data)
     if options.scaling:
-        _scale(options, data, settings)
+        _measure_scaling(options, data, settings)
     show([*data["rows"], *data.get("scaling", [])])
-    _draw(options, data)
+    _write_outputs(options, data)
     return data
 
 
@@ -82,12 +82,14 @@ def _check(options: BenchOptions) -> list[Workload]:
     workloads: list[Workload] = []
     try:
         only_scaling = options.scaling and not options.names
-        workloads = [] if only_scaling else chosen(list(options.names))
+        workloads = [] if only_scaling else select_workloads(list(options.names))
     except ConfigError as error:
         problems += error.problems
     unknown = [name for name in options.engines if name not in NAMES]
     problems += [("--engine", f"{name!r}: {did_you_mean(name, NAMES)}") for name in unknown]
-    problems += [("--executor", why) for text in options.executors if (why := _wrong(text))]
+    problems += [
+        ("--executor", message) for text in options.executors if (message := _executor_error(text))
+    ]
     paths = {"--out": options.out, "--plot": options.plot, "--markdown": options.markdown}
     for option, path in paths.items():
         if path is not None and path.is_dir():
@@ -99,18 +101,20 @@ def _check(options: BenchOptions) -> list[Workload]:
     return workloads
 
 
-def _wrong(executor: str) -> str:
+def _executor_error(executor: str) -> str:
     """Why NAME or NAME:CHUNK is no executor; empty where it is one."""
     name, colon, chunk = executor.partition(":")
     if name not in get_args(Executor):
         return f"{name!r}: {did_you_mean(name, get_args(Executor))}"
-    counts = chunk.isdecimal() and int(chunk) >= 1
-    if colon and not (counts and name in ("chunk", "compiled")):
+    is_count = chunk.isdecimal() and int(chunk) >= 1
+    if colon and not (is_count and name in ("chunk", "compiled")):
         return f"{executor!r} must be {name}, or chunk:N or compiled:N with N at least 1"
     return ""
 
 
-def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -> dict[str, Any]:
+def _initial_data(
+    device: str, earlier: dict[str, Any] | None, options: BenchOptions
+) -> dict[str, Any]:
     """An empty result, or the earlier one of the same machine to which rows are added."""
     from metalearn.storage.environment import describe
 
@@ -120,46 +124,48 @@ def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -
     data |= {"rows": [], "skipped": [], "workloads": {}}
     if earlier is None:
         return data
-    other = [name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]]
-    if other:
-        text = f"was measured with another {', '.join(other)}: choose another --out"
+    differing = [
+        name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]
+    ]
+    if differing:
+        text = f"was measured with another {', '.join(differing)}: choose another --out"
         raise ConfigError((str(options.out), text))
     return data | {name: value for name, value in earlier.items() if name != "environment"}
 
 
 def _versions() -> dict[str, str]:
     """Versions of the peers that are installed."""
-    found = {}
+    versions = {}
     for name in NAMES[1:]:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _add(
-    data: dict[str, Any], place: str, rows: list[dict[str, Any]], names: Sequence[str]
+def _replace_rows(
+    data: dict[str, Any], section: str, rows: list[dict[str, Any]], names: Sequence[str]
 ) -> None:
     """The rows, in the place of earlier ones of the same workloads."""
-    data[place] = [row for row in data.get(place, []) if row["workload"] not in names] + rows
+    data[section] = [row for row in data.get(section, []) if row["workload"] not in names] + rows
 
 
-def _add_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
+def _replace_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
     names = {(row["workload"], row["engine"]) for row in left_out}
     data["skipped"] = [
         row for row in data["skipped"] if (row["workload"], row["engine"]) not in names
     ] + left_out
 
 
-def _scale(options: BenchOptions, data: dict[str, Any], settings: Any) -> None:
+def _measure_scaling(options: BenchOptions, data: dict[str, Any], settings: Any) -> None:
     from metalearn.bench.scaling import curve, memory
     from metalearn.bench.workloads import IN_CHUNKS, SCALING
 
     for name in SCALING:
         outcome = curve(name, settings)
-        _add(data, "scaling", outcome.rows, [name])
-        _add_skipped(data, outcome.left_out)
+        _replace_rows(data, "scaling", outcome.rows, [name])
+        _replace_skipped(data, outcome.left_out)
         _store(options, data)
     data["memory"] = [memory(settings, name) for name in IN_CHUNKS]
     _store(options, data)
@@ -170,20 +176,20 @@ def _store(options: BenchOptions, data: dict[str, Any]) -> None:
         write_json(options.out, data)
 
 
-def _draw(options: BenchOptions, data: dict[str, Any]) -> None:
+def _write_outputs(options: BenchOptions, data: dict[str, Any]) -> None:
     """The pictures beside --out (or where --plot says), and the section of the Markdown file."""
     target = options.plot or (options.out.with_suffix(".svg") if options.out else None)
     plots: list[Path] = []
     if target is not None:
         from metalearn.bench.plot import scaling_figure, workloads_figure
 
-        beside = target.with_name(f"{target.stem}-scaling{target.suffix}")
-        for rows, draw, path in (
+        scaling_path = target.with_name(f"{target.stem}-scaling{target.suffix}")
+        for rows, make_figure, path in (
             (data["rows"], workloads_figure, target),
-            (data.get("scaling", []), scaling_figure, beside),
+            (data.get("scaling", []), scaling_figure, scaling_path),
         ):
             if any(row.get("median_seconds") for row in rows):
-                write_atomic(path, draw(rows).encode())
+                write_atomic(path, make_figure(rows).encode())
                 plots.append(path)
     if options.markdown is not None:
         from metalearn.bench.markdown import write

@@ -49,44 +49,44 @@ def contenders(
     problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()
 ) -> list[Contender]:
     """The contenders of `engines`; `executors` replace the ones chosen for this workload."""
-    wanted = set(engines)
+    names = set(engines)
     if problem.workload.family == "validation":
-        return [one for one in _validation(problem) if one.engine in wanted]
+        return [contender for contender in _validation(problem) if contender.engine in names]
     if problem.workload.family == "sampling":
-        found = [
+        result = [
             Contender("native", lambda row: [sampling.ours(problem)]),
             Contender("learn2learn", lambda row: sampling.theirs(problem), every_form=True),
         ]
-        return [one for one in found if one.engine in wanted]
-    found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        return [contender for contender in result if contender.engine in names]
+    result = [_native(problem, executor) for executor in executors or native.candidates(problem)]
     if not executors and problem.device.startswith("cuda"):
-        found += _ways_to_replay(problem)
+        result += _replay_contenders(problem)
     if isinstance(problem, l2o.LearnedProblem):
-        found += [_left_out(name, "does not support learned optimizers") for name in PEERS[:3]]
-        found += [
+        result += [_skip(name, "does not support learned optimizers") for name in PEERS[:3]]
+        result += [
             Contender("jax", lambda row: [l2o_jax.engine(problem)]),
             Contender("torch", lambda row: [l2o.engine(problem)]),
         ]
     elif isinstance(problem, in_context.InContextProblem):
-        found += [_left_out(name, "does not support in-context learners") for name in PEERS[:3]]
-        found += [
+        result += [_skip(name, "does not support in-context learners") for name in PEERS[:3]]
+        result += [
             Contender("jax", lambda row: [in_context_jax.engine(problem)]),
             Contender("torch", lambda row: [in_context.engine(problem)]),
         ]
     else:
-        found += [
+        result += [
             Contender("torch", lambda row: [r2d2.engine(problem)])
             if problem.workload.family == "r2d2"
-            else _left_out("torch", "plain autograd is timed where no peer has the method"),
+            else _skip("torch", "plain autograd is timed where no peer has the method"),
             Contender("learn2learn", lambda row: [torch_packages.engine("learn2learn", problem)]),
             Contender("higher", lambda row: [torch_packages.engine("higher", problem)]),
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),
             Contender("jax", lambda row: [by_jax.engine(problem)]),
         ]
-    return [one for one in found if one.engine in wanted]
+    return [contender for contender in result if contender.engine in names]
 
 
-def _left_out(name: str, why: str) -> Contender:
+def _skip(name: str, why: str) -> Contender:
     def build(row: Row) -> list[Engine]:
         del row
         raise LeftOut(f"{name}: {why}")
@@ -97,32 +97,32 @@ def _left_out(name: str, why: str) -> Contender:
 def _native(problem: Problem, text: str) -> Contender:
     if text == "auto":
         return Contender("native", lambda row: [_auto(problem, row)], text)
-    choice = native.choice_of(text, problem.workload.tasks)
+    choice = native.parse_choice(text, problem.workload.tasks)
     return Contender(
         "native", lambda row: [native.engine(problem, choice)], choice.executor, choice.chunk
     )
 
 
 def _validation(problem: Problem) -> list[Contender]:
-    found = [Contender("native", lambda row: [native.validation(problem, False)], "vmap")]
+    result = [Contender("native", lambda row: [native.validation(problem, False)], "vmap")]
     if problem.device.startswith("cuda"):
-        found.append(Contender("native", lambda row: [native.validation(problem, True)], "graph"))
-    return found
+        result.append(Contender("native", lambda row: [native.validation(problem, True)], "graph"))
+    return result
 
 
-def _ways_to_replay(problem: Problem) -> list[Contender]:
+def _replay_contenders(problem: Problem) -> list[Contender]:
     """Captured graphs of several steps, and without Triton where there is any."""
-    one = native.choice_of("graph", problem.workload.tasks)
-    found = [
-        Contender("native", lambda row: [native.engine(problem, one, native.REPLAYED)], "graph")
+    choice = native.parse_choice("graph", problem.workload.tasks)
+    result = [
+        Contender("native", lambda row: [native.engine(problem, choice, native.REPLAYED)], "graph")
     ]
     if available():
-        found.append(
-            Contender("native", lambda row: [native.without_triton(problem, one)], "graph")
+        result.append(
+            Contender("native", lambda row: [native.without_triton(problem, choice)], "graph")
         )
-    return found
+    return result
 
 
 def _auto(problem: Problem, row: Row) -> Engine:
-    engine, row["chose"], row["why"] = native.chosen(problem)
+    engine, row["chose"], row["why"] = native.choose_engine(problem)
     return engine

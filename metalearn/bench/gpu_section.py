@@ -57,8 +57,8 @@ def _targets(out: Path) -> str:
     rows = [row for row in _json(out / "bench.json").get("rows", []) if row["workload"] == POOLED]
     ratio = speedup(rows, ("learn2learn",)) if rows else None
     result = _json(next(iter(sorted(out.glob("omniglot/**/result.json"))), out / "none"))
-    spent, score = result.get("cost", {}), _accuracy(result)
-    seconds = sum(spent.get(phase, {}).get("seconds") or 0.0 for phase in ("compile", "meta_train"))
+    cost, score = result.get("cost", {}), _accuracy(result)
+    seconds = sum(cost.get(phase, {}).get("seconds") or 0.0 for phase in ("compile", "meta_train"))
     lines = [
         ["pooled Conv4-64, 5-way 1-shot: times learn2learn", "≥ 10", _number(ratio, ".1f")],
         [

@@ -65,24 +65,32 @@ def pieces(out: Path) -> list[Piece]:
     """Tests, executors in each precision, the peers, precisions in training, the long run."""
     ours = (sys.executable, "-m", "metalearn")
     test = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
-    found = [Piece(f"tests-{name[:-3]}", (*test, f"tests/{name}")) for name in TESTS]
-    chosen = [word for name in EXECUTORS for word in ("--executor", name)]
-    for kind, before, flags in KINDS:
+    result = [Piece(f"tests-{name[:-3]}", (*test, f"tests/{name}")) for name in TESTS]
+    executors = [word for name in EXECUTORS for word in ("--executor", name)]
+    for kind, prefix, flags in KINDS:
         for name in COMPARED:
             file = str(out / f"executors-{kind}.json")
-            rest = ("--engine", "native", *chosen, *flags, "--seconds", "20", "--out", file)
-            words = (*before, *ours, "bench", name, "--device", "cuda", "--merge", *rest)
-            found.append(Piece(f"executors-{kind}-{name}", words))
+            arguments = ("--engine", "native", *executors, *flags, "--seconds", "20", "--out", file)
+            words = (*prefix, *ours, "bench", name, "--device", "cuda", "--merge", *arguments)
+            result.append(Piece(f"executors-{kind}-{name}", words))
     for name in WORKLOADS:
-        rest = ("--device", "cuda", "--merge", "--seconds", "30", "--out", str(out / "bench.json"))
-        found.append(Piece(f"bench-{name}", (*ours, "bench", name, *rest)))
+        arguments = (
+            "--device",
+            "cuda",
+            "--merge",
+            "--seconds",
+            "30",
+            "--out",
+            str(out / "bench.json"),
+        )
+        result.append(Piece(f"bench-{name}", (*ours, "bench", name, *arguments)))
     for precision in ("float32", "tf32", "bf16"):
         name, folder = f"precision-{precision}", str(out / f"precision-{precision}")
         options = (*ON_CARD, *SHORT, f"run.precision={precision}", "--out", folder)
-        found.append(Piece(name, (*ours, "train", OMNIGLOT, *options), (*ours, "resume", folder)))
+        result.append(Piece(name, (*ours, "train", OMNIGLOT, *options), (*ours, "resume", folder)))
     folder = str(out / "omniglot")
-    whole = (*ours, "train", OMNIGLOT, *ON_CARD, "--out", folder)
-    return [*found, Piece("omniglot", whole, (*ours, "resume", folder))]
+    command = (*ours, "train", OMNIGLOT, *ON_CARD, "--out", folder)
+    return [*result, Piece("omniglot", command, (*ours, "resume", folder))]
 
 
 def suite(out: Path, markdown: Path | None, seconds: float | None = None) -> dict[str, Any]:
@@ -97,8 +105,8 @@ def suite(out: Path, markdown: Path | None, seconds: float | None = None) -> dic
 
     target = markdown or out / "results.md"
     write_section(target, out, state)
-    left = [name for name, entry in state.items() if entry["status"] != "done"]
-    log.info(f"written: {target}" + (f"; not done: {', '.join(left)}" if left else ""))
+    unfinished = [name for name, entry in state.items() if entry["status"] != "done"]
+    log.info(f"written: {target}" + (f"; not done: {', '.join(unfinished)}" if unfinished else ""))
     return state
 
 
@@ -113,19 +121,19 @@ def _check_device() -> None:
 
 
 def work_through(
-    todo: Sequence[Piece], out: Path, deadline: float | None = None
+    queue: Sequence[Piece], out: Path, deadline: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """Run what is not done yet, and write down the state after each piece."""
     file = out / "pieces.json"
     state: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
-    state = {piece.name: state.get(piece.name, {"status": "open"}) for piece in todo}
-    for piece in todo:
+    state = {piece.name: state.get(piece.name, {"status": "open"}) for piece in queue}
+    for piece in queue:
         for _ in range(SLICES if piece.again else 1):
-            rest = LIMIT if deadline is None else min(LIMIT, deadline - time.monotonic() - GRACE)
-            if state[piece.name]["status"] == "done" or rest <= 0:
+            limit = LIMIT if deadline is None else min(LIMIT, deadline - time.monotonic() - GRACE)
+            if state[piece.name]["status"] == "done" or limit <= 0:
                 break
-            log.info(f"{piece.name}: {' '.join(map(_word, _command(piece, state)))}")
-            state[piece.name] = _run(piece, state, out, rest)
+            log.info(f"{piece.name}: {' '.join(map(_shorten, _command(piece, state)))}")
+            state[piece.name] = _run(piece, state, out, limit)
             write_json(file, state)
             log.info(f"  {state[piece.name]['status']}: {state[piece.name]['last']}")
             if state[piece.name]["status"] != "stopped":
@@ -138,32 +146,32 @@ def _command(piece: Piece, state: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     return piece.again if piece.again and stopped else piece.command
 
 
-def _word(word: str) -> str:
+def _shorten(word: str) -> str:
     return Path(word).name if word.startswith("/") else word
 
 
 def _run(piece: Piece, state: dict[str, dict[str, Any]], out: Path, limit: float) -> dict[str, Any]:
     """One piece: its status, exit code, seconds so far and last line."""
-    path, command, begin = out / f"{piece.name}.log", _command(piece, state), time.monotonic()
-    before = state[piece.name].get("seconds", 0.0) if command is not piece.command else 0.0
+    path, command, start = out / f"{piece.name}.log", _command(piece, state), time.monotonic()
+    earlier_seconds = state[piece.name].get("seconds", 0.0) if command is not piece.command else 0.0
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     with path.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=_folder_of(command), env=environment, stdout=output, stderr=output
+            command, cwd=_working_directory(command), env=environment, stdout=output, stderr=output
         )
         code, in_time = _wait(process, limit)
     status = "done" if code == 0 else "stopped" if code == STOPPED else "failed"
     status = status if in_time or code in (0, STOPPED) else "cut off"
-    seconds = round(before + time.monotonic() - begin, 1)
+    seconds = round(earlier_seconds + time.monotonic() - start, 1)
     return {"status": status, "code": code, "seconds": seconds, "last": _last_line(path)}
 
 
 def _python_path() -> str:
-    given = os.environ.get("PYTHONPATH")
-    return str(CHECKOUT) + (os.pathsep + given if given else "")
+    inherited = os.environ.get("PYTHONPATH")
+    return str(CHECKOUT) + (os.pathsep + inherited if inherited else "")
 
 
-def _folder_of(command: Sequence[str]) -> Path:
+def _working_directory(command: Sequence[str]) -> Path:
     """Tests are named from the checkout, all else by whole paths or from here."""
     return CHECKOUT if "pytest" in command else Path.cwd()
 

@@ -11,9 +11,9 @@ from metalearn.bench.table import (
     Row,
     auto_over_best,
     best,
-    detail_of,
+    engine_detail,
+    engine_label,
     groups,
-    name_of,
     share_of_limit,
     size,
     speedup,
@@ -45,7 +45,7 @@ def machine(env: Row) -> str:
 
 def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
     """The section: machine and versions, ratios, every row, curves over tasks, memory, absences."""
-    parts = [f"## {machine(data['environment'])}", facts_of(data["environment"])]
+    parts = [f"## {machine(data['environment'])}", facts_line(data["environment"])]
     parts += plots or []
     if rows := data["rows"]:
         parts += [ratios(rows, data.get("workloads", {})), "### Every row", every_row(rows)]
@@ -73,14 +73,14 @@ what was held before (CUDA: torch's allocator, first step included). Sampling: s
 the same by the best executor in the table."""
 
 
-def facts_of(env: Row) -> str:
+def facts_line(env: Row) -> str:
     """Date, commit, versions and command in a line."""
     names = ("torch", "learn2learn", "higher", "torchopt", "jax")
     versions = [f"{name} {env[name]}" for name in names if env.get(name)]
     commit = f"commit {env['git'][:10]}" if env.get("git") else ""
     facts = [env.get("started", "")[:10], commit, f"Python {env.get('python')}"]
-    known = "; ".join([*filter(None, facts), *versions])
-    return f"{known}. Command: `{_command(env)}`"
+    text = "; ".join([*filter(None, facts), *versions])
+    return f"{text}. Command: `{_command(env)}`"
 
 
 def _command(env: Row) -> str:
@@ -97,16 +97,26 @@ def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
     lines = []
     for (workload, tasks), group in groups(rows).items():
         ours = best(group, ("native",))
-        share = share_of_limit(ours, facts.get(workload, {}))
-        mine = "–"
+        fraction = share_of_limit(ours, facts.get(workload, {}))
+        our_cell = "–"
         if ours is not None:
-            mine = f"**{duration(ours['median_seconds'])}** {detail_of(ours)}".strip()
-        theirs = [_peer(group, engine) for engine in peers]
-        ratio = "–" if speedup(group) is None else f"**{times(speedup(group))}**"
-        limit = "–" if share is None else f"{share:.0%}"
+            our_cell = f"**{duration(ours['median_seconds'])}** {engine_detail(ours)}".strip()
+        peer_cells = [_peer(group, engine) for engine in peers]
+        ratio_cell = "–" if speedup(group) is None else f"**{times(speedup(group))}**"
+        fraction_cell = "–" if fraction is None else f"{fraction:.0%}"
         total = auto_over_best(group)
-        whole = "–" if total is None else f"{total:.2f}"
-        lines.append([f"`{workload}`", str(tasks), mine, *theirs, ratio, limit, whole])
+        total_cell = "–" if total is None else f"{total:.2f}"
+        lines.append(
+            [
+                f"`{workload}`",
+                str(tasks),
+                our_cell,
+                *peer_cells,
+                ratio_cell,
+                fraction_cell,
+                total_cell,
+            ]
+        )
     return table(head, lines, left=1)
 
 
@@ -124,12 +134,12 @@ def every_row(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    begin = [f"`{row['workload']}`", name_of(row), str(row["tasks"])]
+    labels = [f"`{row['workload']}`", engine_label(row), str(row["tasks"])]
     error = "–" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}"
     if row.get("error"):
-        return [*begin, f"not timed: {row['error']}", "", "", "", "", error]
-    middle = [duration(row["median_seconds"]), duration(row["iqr_seconds"]), str(row["rounds"])]
-    return [*begin, *middle, duration(row["compile_seconds"]), size(row["peak_bytes"]), error]
+        return [*labels, f"not timed: {row['error']}", "", "", "", "", error]
+    times = [duration(row["median_seconds"]), duration(row["iqr_seconds"]), str(row["rounds"])]
+    return [*labels, *times, duration(row["compile_seconds"]), size(row["peak_bytes"]), error]
 
 
 def _scaling(rows: list[Row]) -> str:
@@ -138,11 +148,11 @@ def _scaling(rows: list[Row]) -> str:
     for row in rows:
         seconds = row.get("median_seconds")
         text = f"{seconds / row['tasks'] * 1e3:.3g}" if seconds else "–"
-        lines.setdefault((row["workload"], name_of(row)), {})[row["tasks"]] = text
+        lines.setdefault((row["workload"], engine_label(row)), {})[row["tasks"]] = text
     head = ["workload", "engine", *map(str, counts)]
     cells = [
-        [f"`{name}`", who, *(line.get(count, "–") for count in counts)]
-        for (name, who), line in lines.items()
+        [f"`{name}`", engine, *(cells_by_count.get(count, "–") for count in counts)]
+        for (name, engine), cells_by_count in lines.items()
     ]
     return table(head, cells, left=2)
 
@@ -167,8 +177,8 @@ def left_out(rows: list[Row]) -> str:
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         names = [f"`{row['workload']}`"] if row.get("workload") else []
-        what = str(row["engine"]), re.sub(rf"^{re.escape(str(row['engine']))}:? ", "", row["why"])
-        lines[what] = lines.get(what, []) + names
+        key = str(row["engine"]), re.sub(rf"^{re.escape(str(row['engine']))}:? ", "", row["why"])
+        lines[key] = lines.get(key, []) + names
     return "\n".join(
         f"- {', '.join([engine, *names])}: {why}" for (engine, why), names in lines.items()
     )

@@ -44,34 +44,34 @@ def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[floa
     A turn is as many steps as last BLOCK seconds; temporary load affects all engines equally."""
     names = list(engines)
     counts = {name: _steps_a_turn(engine) for name, engine in engines.items()}
-    found: dict[str, list[float]] = {name: [] for name in names}
-    begin = time.perf_counter()
-    with _settled():
-        for number in range(turns.repeats):
-            if number >= LEAST and time.perf_counter() - begin > turns.seconds:
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    with _frozen_objects():
+        for round_index in range(turns.repeats):
+            if round_index >= LEAST and time.perf_counter() - start > turns.seconds:
                 break
-            for place in range(len(names)):
-                name = names[(place + number) % len(names)]
-                found[name].append(_turn(engines[name], counts[name]))
-    return found
+            for offset in range(len(names)):
+                name = names[(offset + round_index) % len(names)]
+                seconds[name].append(_turn(engines[name], counts[name]))
+    return seconds
 
 
 def _turn(engine: Engine, steps: int) -> float:
     gc.collect()  # no engine pays for another's garbage
-    begin = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(steps):
         engine.step()
     engine.wait()
-    return (time.perf_counter() - begin) / steps / engine.per
+    return (time.perf_counter() - start) / steps / engine.per
 
 
 def _steps_a_turn(engine: Engine) -> int:
-    one = _turn(engine, 1) * engine.per
-    return max(1, min(1000, math.ceil(BLOCK / max(one, 1e-6))))
+    seconds = _turn(engine, 1) * engine.per
+    return max(1, min(1000, math.ceil(BLOCK / max(seconds, 1e-6))))
 
 
 @contextlib.contextmanager
-def _settled() -> Iterator[None]:
+def _frozen_objects() -> Iterator[None]:
     """What was built stays out of the garbage collector's way."""
     gc.collect()
     gc.freeze()
@@ -88,23 +88,23 @@ def fresh_cache(cold: bool) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[None]:
-    from torch._inductor.utils import fresh_cache as fresh
+    from torch._inductor.utils import fresh_cache as inductor_cache
 
-    home = trace.COMPILER_CACHE
-    with fresh():
+    previous = trace.COMPILER_CACHE
+    with inductor_cache():
         trace.COMPILER_CACHE = auto.COMPILER_CACHE = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
         try:
             yield
         finally:
-            trace.COMPILER_CACHE = auto.COMPILER_CACHE = home
+            trace.COMPILER_CACHE = auto.COMPILER_CACHE = previous
 
 
 def first_step(engine: Engine) -> float:
     """Seconds of the first step: what compiling and warming up cost, and one step."""
-    begin = time.perf_counter()
+    start = time.perf_counter()
     engine.step()
     engine.wait()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -120,7 +120,7 @@ def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
     back: compiled code, parameters and episodes drawn before do not count, activations and
     gradients do. Linux tells it."""
     gc.collect()
-    _hand_back()
+    _trim_heap()
     before = _reset_peak()
     if before is None:
         return None
@@ -140,10 +140,10 @@ def peak_on_cuda(device: str, engine: str, row: dict[str, Any]) -> Iterator[None
         return
     gc.collect()
     torch.cuda.synchronize(device)
-    held = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     yield
-    row["peak_bytes"] = max(0, torch.cuda.max_memory_allocated(device) - held)
+    row["peak_bytes"] = max(0, torch.cuda.max_memory_allocated(device) - before)
 
 
 def _steps(engine: Engine, steps: int) -> None:
@@ -152,7 +152,7 @@ def _steps(engine: Engine, steps: int) -> None:
     engine.wait()
 
 
-def _hand_back() -> None:
+def _trim_heap() -> None:
     """Ask the C library to give freed memory back to the system, where it has such a call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -168,5 +168,5 @@ def _reset_peak() -> int | None:
 
 
 def _status(name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", (PROC / "status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"^{name}:\s+(\d+) kB", (PROC / "status").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None

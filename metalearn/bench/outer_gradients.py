@@ -73,13 +73,13 @@ def problems(dtype: torch.dtype) -> dict[str, Problem]:
         "sinusoid, 2 x 40 units": (waves, MLP(sizes=(40, 40), activation="tanh"), 10.0),
         "glyphs 5-way 1-shot, Conv4-16": (letters, Conv4(filters=16, norm="none"), 5.0),
     }
-    found = {}
+    result = {}
     for name, (source, model, strength) in learners.items():
         learner = model.build(source.spec)
         theta = learner.init(rng.fold_in(0, "theta"))
         episode = take(source.sample(rng.fold_in(0, "episode"), 1), 0)
-        found[name] = Problem(learner, source.spec, episode, theta, strength)
-    return found
+        result[name] = Problem(learner, source.spec, episode, theta, strength)
+    return result
 
 
 def solve(problem: Problem, theta: Params) -> Params:
@@ -98,22 +98,22 @@ def exact(problem: Problem) -> Params:
     def outer(theta: Params) -> Tensor:
         return _query_loss(problem, solve(problem, theta))
 
-    found: Params = torch.func.grad(outer)(problem.theta)
-    return found
+    gradient: Params = torch.func.grad(outer)(problem.theta)
+    return gradient
 
 
-def estimated(problem: Problem, estimate: Estimate) -> Params:
+def estimate_gradient(problem: Problem, estimate: Estimate) -> Params:
     """The gradient by an estimator, at the end of the inner loop."""
     with torch.no_grad():
         phi = solve(problem, problem.theta)
     loss = support_loss(problem.learner, problem.spec)
-    b = torch.func.grad(lambda at: _query_loss(problem, at))(phi)
-    inner = torch.func.grad(lambda at: loss(at, problem.episode.support, 0))
+    b = torch.func.grad(lambda params: _query_loss(problem, params))(phi)
+    inner = torch.func.grad(lambda params: loss(params, problem.episode.support, 0))
     products = torch.func.vjp(inner, phi)[1]
     return estimate(lambda x: add(x, scale(products(x)[0], 1 / problem.strength)), b)
 
 
-def measured(turns: Turns) -> dict[str, Any]:
+def measure_estimators(turns: Turns) -> dict[str, Any]:
     """The table: errors in float64, times and memory in float32."""
     precise, fast = problems(torch.float64), problems(torch.float32)
     rows = [row for name in precise for row in _rows(name, precise[name], fast[name], turns)]
@@ -130,21 +130,21 @@ def measured(turns: Turns) -> dict[str, Any]:
 
 
 def _rows(name: str, precise: Problem, fast: Problem, turns: Turns) -> list[list[str]]:
-    truth, ways = exact(precise), {EXACT: Engine(lambda: _call(exact, fast), None)}
+    truth, engines = exact(precise), {EXACT: Engine(lambda: _call(exact, fast), None)}
     for label, (_, estimate) in ESTIMATORS.items():
-        ways[label] = Engine(partial(_call, estimated, fast, estimate), None)
-    peaks = {label: peak_bytes(engine) for label, engine in ways.items()}
-    seconds = in_turns(ways, turns)
+        engines[label] = Engine(partial(_call, estimate_gradient, fast, estimate), None)
+    peaks = {label: peak_bytes(engine) for label, engine in engines.items()}
+    seconds = in_turns(engines, turns)
     rows = []
-    for label in ways:
-        products, found = "", truth
+    for label in engines:
+        products, gradient = "", truth
         if label in ESTIMATORS:
             count, estimate = ESTIMATORS[label]
-            products, found = str(count), estimated(precise, estimate)
+            products, gradient = str(count), estimate_gradient(precise, estimate)
         peak = peaks[label]
         memory = "not measured" if peak is None else f"{peak / 2**20:.1f}"
         time = f"{1e3 * quartiles(seconds[label])[1]:.1f}"
-        rows.append([name, label, products, *_errors(found, truth), time, memory])
+        rows.append([name, label, products, *_errors(gradient, truth), time, memory])
     return rows
 
 
@@ -152,10 +152,10 @@ def _call(function: Callable[..., Any], *args: Any) -> None:
     function(*args)
 
 
-def _errors(found: Params, truth: Params) -> tuple[str, str]:
-    gap, size = sub(found, truth), dot(truth, truth).sqrt()
+def _errors(gradient: Params, truth: Params) -> tuple[str, str]:
+    gap, size = sub(gradient, truth), dot(truth, truth).sqrt()
     error = float(dot(gap, gap).sqrt() / size)
-    cosine = float(dot(found, truth) / (dot(found, found).sqrt() * size))
+    cosine = float(dot(gradient, truth) / (dot(gradient, gradient).sqrt() * size))
     return f"{error:.2g}", f"{max(1 - cosine, 0.0):.2g}"
 
 
@@ -167,10 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=15)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    table = measured(Turns(given.repeats, 120.0))
-    write_json(given.out, table)
+    table = measure_estimators(Turns(arguments.repeats, 120.0))
+    write_json(arguments.out, table)
     for row in table["rows"]:
         print("  ".join(row))
 

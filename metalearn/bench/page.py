@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from metalearn.bench.markdown import NOTES, every_row, facts_of, left_out, machine, ratios
+from metalearn.bench.markdown import NOTES, every_row, facts_line, left_out, machine, ratios
 from metalearn.bench.plot import workloads_figure
 from metalearn.bench.table import Row
 from metalearn.storage.files import read_json
@@ -34,7 +34,7 @@ def _section(data: Row, figure: str) -> str:
     return "\n\n".join(
         [
             f"## {machine(env)}, {env['started'][:10]}",
-            facts_of(env),
+            facts_line(env),
             f"![times of the steps, relative to ours]({figure})",
             ratios(data["rows"], workloads),
             _fold("What the workloads are", _sentences(workloads)),

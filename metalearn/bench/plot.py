@@ -28,23 +28,23 @@ def workloads_figure(rows: Sequence[Row]) -> str:
 
     At the left our own median; at the right how many times as long the best peer takes. A workload
     that was timed without us is measured by its fastest engine."""
-    found = {place: group for place, group in groups(rows).items() if best(group, ENGINES)}
+    timed = {index: group for index, group in groups(rows).items() if best(group, ENGINES)}
     with matplotlib.rc_context(_RC):
-        high = 0.42 * len(found) + 1.15
-        figure = Figure((8.2, high))
-        axes = figure.add_axes((0.31, 0.55 / high, 0.58, 1 - 1.15 / high))
+        height = 0.42 * len(timed) + 1.15
+        figure = Figure((8.2, height))
+        axes = figure.add_axes((0.31, 0.55 / height, 0.58, 1 - 1.15 / height))
         labels = []
-        for place, ((name, tasks), group) in enumerate(found.items()):
+        for index, ((name, tasks), group) in enumerate(timed.items()):
             unit = best(group, ("native",)) or best(group, ENGINES)
             assert unit is not None
             labels.append(f"{name}, {tasks}:  {duration(unit['median_seconds'])}")
-            each = [best(group, (engine,)) for engine in ENGINES]
-            _points(axes, place, each, unit["median_seconds"])
-            _beside(axes, place, times(speedup(group)), va="center", weight="bold")
+            rows_of_engines = [best(group, (engine,)) for engine in ENGINES]
+            _points(axes, index, rows_of_engines, unit["median_seconds"])
+            _right_label(axes, index, times(speedup(group)), va="center", weight="bold")
         axes.axvline(1, color=SOFT, lw=0.8)
-        axes.set_yticks(range(len(found)), labels)
-        axes.set_ylim(len(found) - 0.4, -0.6)
-        _beside(axes, -0.7, "best peer\nover ours", color=SOFT, size=8)
+        axes.set_yticks(range(len(timed)), labels)
+        axes.set_ylim(len(timed) - 0.4, -0.6)
+        _right_label(axes, -0.7, "best peer\nover ours", color=SOFT, size=8)
         what = "time of a meta-step (sampling: of an episode)"
         axes.set_xlabel(f"{what} over our median, logarithmic")
         _logarithmic(axes, "x", lambda value: f"{value:g}x")
@@ -52,16 +52,16 @@ def workloads_figure(rows: Sequence[Row]) -> str:
         return svg(figure, "bench")
 
 
-def _beside(axes: Any, y: float, text: str, **style: Any) -> None:
+def _right_label(axes: Any, y: float, text: str, **style: Any) -> None:
     axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), **style)
 
 
-def _points(axes: Any, place: int, rows: Sequence[Row | None], unit: float) -> None:
+def _points(axes: Any, y_center: int, rows: Sequence[Row | None], unit: float) -> None:
     """The best row of each engine, a little apart from each other."""
     for number, row in enumerate(rows):
         if row is None:
             continue
-        y, engine = place + (number - 2) * 0.13, row["engine"]
+        y, engine = y_center + (number - 2) * 0.13, row["engine"]
         low, high = row["quartiles_seconds"]
         bar: Any = {"color": COLOURS[engine], "lw": 2.4, "alpha": 0.55}
         axes.plot([low / unit, high / unit], [y, y], **bar, solid_capstyle="butt")
@@ -90,30 +90,34 @@ def scaling_figure(rows: Sequence[Row]) -> str:
 
 def _curve(axes: Any, rows: list[Row], engine: str) -> None:
     counts = sorted({row["tasks"] for row in rows})
-    found = [best([row for row in rows if row["tasks"] == count], (engine,)) for count in counts]
-    timed = [row for row in found if row]
+    best_rows = [
+        best([row for row in rows if row["tasks"] == count], (engine,)) for count in counts
+    ]
+    timed = [row for row in best_rows if row]
     if not timed:
         return
     tasks = [row["tasks"] for row in timed]
-    look: Any = {"color": COLOURS[engine], "marker": SHAPES[engine], "ms": 4.6, **WHITE_EDGE}
-    axes.plot(tasks, [row["median_seconds"] / row["tasks"] for row in timed], **look, lw=1.6)
+    style: Any = {"color": COLOURS[engine], "marker": SHAPES[engine], "ms": 4.6, **WHITE_EDGE}
+    axes.plot(tasks, [row["median_seconds"] / row["tasks"] for row in timed], **style, lw=1.6)
     low, high = ([row["quartiles_seconds"][end] / row["tasks"] for row in timed] for end in (0, 1))
     axes.fill_between(tasks, low, high, color=COLOURS[engine], alpha=0.16, lw=0)
 
 
-def _logarithmic(axes: Any, which: str, written: Callable[[float], str] = duration) -> None:
+def _logarithmic(axes: Any, which: str, formatter: Callable[[float], str] = duration) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=14))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: formatter(value)))
 
 
-def _legend(figure: Figure, rows: Sequence[Row], place: Any = "upper left") -> None:
-    there = [engine for engine in ENGINES if best(rows, (engine,))]
-    names = {name: "ours" if name == "native" else name for name in there}
+def _legend(figure: Figure, rows: Sequence[Row], location: Any = "upper left") -> None:
+    engines = [engine for engine in ENGINES if best(rows, (engine,))]
+    names = {name: "ours" if name == "native" else name for name in engines}
     handles = [
         Line2D([], [], color=COLOURS[name], marker=SHAPES[name], ls="", ms=5.5, label=label)
         for name, label in names.items()
     ]
-    figure.legend(handles=handles, loc=place, ncols=len(handles), frameon=False, handletextpad=0.2)
+    figure.legend(
+        handles=handles, loc=location, ncols=len(handles), frameon=False, handletextpad=0.2
+    )

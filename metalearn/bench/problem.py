@@ -150,21 +150,22 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def gap(found: Params, expected: Params) -> float:
+def gap(gradient: Params, expected: Params) -> float:
     """The largest over leaves of |value - expected| / |expected|, Euclidean, in float64.
 
     Infinite where one is not finite.
 
     A leaf counts with at least a hundredth of the largest one: the gradient of a bias before a
     normalisation is exactly zero, and a ratio of its own would be rounding over nothing."""
-    if set(found) != set(expected):
+    if set(gradient) != set(expected):
         return math.inf
     sizes = {name: float(value.norm()) for name, value in expected.items()}
-    least = max(sizes.values()) / 100
-    parts = [
-        _distance(found[name], value) / max(sizes[name], least) for name, value in expected.items()
+    floor = max(sizes.values()) / 100
+    distances = [
+        _distance(gradient[name], value) / max(sizes[name], floor)
+        for name, value in expected.items()
     ]
-    return max(parts) if all(map(math.isfinite, parts)) else math.inf
+    return max(distances) if all(map(math.isfinite, distances)) else math.inf
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -83,13 +83,13 @@ SIZES = {
 }
 
 
-def chosen(names: Sequence[str]) -> list[Size]:
+def select_sizes(names: Sequence[str]) -> list[Size]:
     """The rows that were asked for, default all; ConfigError for a name that is none."""
-    wrong = [
+    unknown = [
         (name, f"unknown name; {did_you_mean(name, SIZES)}") for name in names if name not in SIZES
     ]
-    if wrong:
-        raise ConfigError(*wrong)
+    if unknown:
+        raise ConfigError(*unknown)
     return [size for name in (names or SIZES) for size in SIZES[name]]
 
 
@@ -98,7 +98,7 @@ def bench(
 ) -> None:
     """Measure, show, write; the file is written anew after every row."""
     rows: list[Row] = []
-    for size in chosen(names):
+    for size in select_sizes(names):
         rows.append(_row(ranks, size, rounds, seconds))
         print(table(rows[-1:])[-1], flush=True)
         if out is not None:
@@ -112,22 +112,24 @@ def _row(ranks: Ranks, size: Size, rounds: int, seconds: float) -> Row:
     set_threads(1)
     parts = build(experiment, to_train=True)
     state = initial_state(experiment, parts)
-    share = ranks.share(experiment.run.tasks_per_step)
+    task_slice = ranks.share(experiment.run.tasks_per_step)
     steppers = {
         "one": _Stepper(_train_step(experiment, parts), state, ranks, alone=True),
         "alone": _Stepper(
-            _train_step(experiment, parts, share, identity_sum), state, ranks, alone=True
+            _train_step(experiment, parts, task_slice, identity_sum), state, ranks, alone=True
         ),
-        "together": _Stepper(_train_step(experiment, parts, share, ranks.sum), state, ranks),
+        "together": _Stepper(_train_step(experiment, parts, task_slice, ranks.sum), state, ranks),
     }
-    found = _in_turns(ranks, steppers, rounds, seconds)
-    clock, worked = (
-        {name: [turn[place] for turn in turns] for name, turns in found.items()} for place in (0, 1)
+    turns_by_name = _in_turns(ranks, steppers, rounds, seconds)
+    clock, cpu_seconds = (
+        {name: [turn[column] for turn in turns] for name, turns in turns_by_name.items()}
+        for column in (0, 1)
     )
-    middle, busy = (
-        {name: float(np.median(times)) for name, times in kind.items()} for kind in (clock, worked)
+    medians, cpu_medians = (
+        {name: float(np.median(times)) for name, times in seconds_by_name.items()}
+        for seconds_by_name in (clock, cpu_seconds)
     )
-    quarters = {
+    quartiles = {
         name: [float(q) for q in np.quantile(times, (0.25, 0.75))] for name, times in clock.items()
     }
     return {
@@ -136,12 +138,12 @@ def _row(ranks: Ranks, size: Size, rounds: int, seconds: float) -> Row:
         "ranks": ranks.size,
         "tasks": experiment.run.tasks_per_step,
         "parameters": sum(leaf.numel() for leaf in leaves(state.meta)),
-        "median_seconds": middle,
-        "quartiles": quarters,
-        "cpu_seconds": busy,
-        "rounds": len(found["one"]),
+        "median_seconds": medians,
+        "quartiles": quartiles,
+        "cpu_seconds": cpu_medians,
+        "rounds": len(turns_by_name["one"]),
         "speedup": float(np.median(np.divide(clock["one"], clock["together"]))),
-        "cpu_ratio": float(np.median(np.divide(worked["one"], worked["together"]))),
+        "cpu_ratio": float(np.median(np.divide(cpu_seconds["one"], cpu_seconds["together"]))),
     }
 
 
@@ -185,26 +187,26 @@ class _Stepper:
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Seconds a step: by the clock, and of this process on a CPU."""
-        begin, worked = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(0 if self._idle else steps):
             step_input = self._train_step.step_input(self._step_index)
             self._state, _ = self._train_step.step(self._state, step_input)
             self._step_index += 1
-        return (time.perf_counter() - begin) / steps, (time.process_time() - worked) / steps
+        return (time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps
 
 
 def _in_turns(
     ranks: Ranks, steppers: dict[str, _Stepper], rounds: int, seconds: float
 ) -> dict[str, list[tuple[float, float]]]:
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
-    names, begin = list(steppers), time.perf_counter()
-    for number in range(rounds):
-        if number >= 3 and ranks.on_rank0(lambda: time.perf_counter() - begin > seconds):
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
+    names, start = list(steppers), time.perf_counter()
+    for round_index in range(rounds):
+        if round_index >= 3 and ranks.on_rank0(lambda: time.perf_counter() - start > seconds):
             break
-        for place in range(len(names)):
-            name = names[(place + number) % len(names)]
-            found[name].append(steppers[name].turn(steppers[name].steps))
-    return found
+        for offset in range(len(names)):
+            name = names[(offset + round_index) % len(names)]
+            turns[name].append(steppers[name].turn(steppers[name].steps))
+    return turns
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metalearn.bench.bench import Outcome, Row, Settings, forget, measured
+from metalearn.bench.bench import Outcome, Row, Settings, forget, measure_workload
 from metalearn.bench.engines import native
 from metalearn.bench.measure import first_step, peak_bytes, peak_on_cuda
 from metalearn.bench.problem import Problem
@@ -21,16 +21,16 @@ STEPS = 2  # of many tasks, whose memory is measured
 
 def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcome:
     """The rows of one workload at each number of tasks, ours without auto's trials at each."""
-    found, work = Outcome([], [], {}), WORKLOADS[name]
+    result, work = Outcome([], [], {}), WORKLOADS[name]
     for count in tasks:
         problem = Problem(work.with_tasks(count), settings.device)
-        ways = settings.executors or tuple(
+        executors = settings.executors or tuple(
             choice for choice in native.candidates(problem) if choice != "auto"
         )
-        outcome = measured(work, replace(settings, tasks=count, executors=ways))
-        found.rows += outcome.rows
-        found.left_out += [row for row in outcome.left_out if row not in found.left_out]
-    return found
+        outcome = measure_workload(work, replace(settings, tasks=count, executors=executors))
+        result.rows += outcome.rows
+        result.left_out += [row for row in outcome.left_out if row not in result.left_out]
+    return result
 
 
 def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> Row:
@@ -39,7 +39,7 @@ def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> R
     On a CPU the resident peak depends on the order in which the C library's blocks come and go: it
     rises over the first dozen of chunks, whether these are one step's or many's. So it is taken
     over equally many chunks."""
-    peaks, alive = [], []
+    peaks, live_peaks = [], []
     for tasks in (few, many):
         problem = Problem(WORKLOADS[name].with_tasks(tasks), settings.device)
         row: Row = {"peak_bytes": None}
@@ -50,11 +50,13 @@ def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> R
         peaks.append(peak_bytes(engine, steps) if problem.device == "cpu" else row["peak_bytes"])
         with Live() as live:
             engine.step()
-        alive.append(live.peak)
+        live_peaks.append(live.peak)
         forget()
-    ratio, tensors = (pair[1] / pair[0] if pair[0] and pair[1] else None for pair in (peaks, alive))
-    shown = "not measured here" if ratio is None else f"{ratio:.2f} times"
-    text = f"{shown} the peak of {few} tasks ({tensors:.2f} times of live tensors)"
+    ratio, tensors = (
+        pair[1] / pair[0] if pair[0] and pair[1] else None for pair in (peaks, live_peaks)
+    )
+    ratio_text = "not measured here" if ratio is None else f"{ratio:.2f} times"
+    text = f"{ratio_text} the peak of {few} tasks ({tensors:.2f} times of live tensors)"
     log.info(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {text}")
     return {
         "workload": name,
@@ -63,6 +65,6 @@ def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> R
         "tasks": [few, many],
         "peak_bytes": peaks,
         "ratio": ratio,
-        "live_bytes": alive,
+        "live_bytes": live_peaks,
         "live_ratio": tensors,
     }

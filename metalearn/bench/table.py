@@ -24,13 +24,13 @@ def size(count: float | None) -> str:
     return f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.3g} KiB"
 
 
-def name_of(row: Row) -> str:
+def engine_label(row: Row) -> str:
     """native (compiled:4), torchopt (MetaSGD), ..."""
-    detail = detail_of(row)
+    detail = engine_detail(row)
     return f"{row['engine']} ({detail})" if detail else str(row["engine"])
 
 
-def detail_of(row: Row) -> str:
+def engine_detail(row: Row) -> str:
     """compiled:4, auto compiled:4, MetaSGD, or nothing."""
     if row.get("chose"):
         return f"auto {row['chose']}"
@@ -41,10 +41,10 @@ def detail_of(row: Row) -> str:
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
     """Rows of one workload and number of tasks together, in the order in which they came."""
-    found: dict[tuple[str, int], list[Row]] = {}
+    result: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["workload"], row["tasks"]), []).append(row)
-    return found
+        result.setdefault((row["workload"], row["tasks"]), []).append(row)
+    return result
 
 
 def best(rows: Iterable[Row], engines: Sequence[str]) -> Row | None:
@@ -98,18 +98,18 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     for (workload, tasks), group in groups(rows).items():
         ours = best(group, ("native",))
         table.add_row(f"[bold]{workload}[/bold], {tasks}")
-        for place, row in enumerate(group):
-            table.add_row(*_cells(row, ours), end_section=place == len(group) - 1)
+        for index, row in enumerate(group):
+            table.add_row(*_cells(row, ours), end_section=index == len(group) - 1)
     (console or Console()).print(table)
 
 
 def _cells(row: Row, ours: Row | None) -> list[str]:
     if row.get("error"):
-        return [f"  {name_of(row)}", "error", *[""] * 4, _error(row)]
+        return [f"  {engine_label(row)}", "error", *[""] * 4, _error(row)]
     ratio = None if ours is None else row["median_seconds"] / ours["median_seconds"]
     seconds = [duration(row["median_seconds"]), duration(row["iqr_seconds"]), times(ratio)]
     first = duration(row["compile_seconds"])
-    return [f"  {name_of(row)}", *seconds, first, size(row["peak_bytes"]), _error(row)]
+    return [f"  {engine_label(row)}", *seconds, first, size(row["peak_bytes"]), _error(row)]
 
 
 def _error(row: Row) -> str:

@@ -55,16 +55,16 @@ class Workload:
             steps = f"{self.inner_steps} step{'s' if self.inner_steps > 1 else ''} of MAML each"
             return f"a look at {self.tasks} validation tasks, {steps}, {self._conv4()}"
         if self.family == "l2o":
-            what = (
+            problem = (
                 "10-d quadratics" if self.name == "l2o_quadratics" else "MLP 64-20-10 on 50 digits"
             )
             return (
-                f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through "
+                f"learned optimizer, LSTM 2 x 20, {problem}, back-propagation through "
                 f"{self.inner_steps} inner steps"
             )
         resnet12 = f"ResNet-12, {self._images()}"
-        known = {"mlp": "MLP 40-40", "resnet12": resnet12, "conv4": self._conv4()}
-        model = known[self.model]
+        models = {"mlp": "MLP 40-40", "resnet12": resnet12, "conv4": self._conv4()}
+        model = models[self.model]
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
         if self.family in ("proto_net", "r2d2"):
             return f"{'R2-D2' if self.family == 'r2d2' else 'ProtoNet'}, {model}, {shape}"
@@ -141,7 +141,7 @@ SCALING = ("sinusoid_1step", "conv4_stride_5w1s_q1")
 IN_CHUNKS = ("conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
 
 
-def chosen(names: list[str]) -> list[Workload]:
+def select_workloads(names: list[str]) -> list[Workload]:
     """The workloads of these names, each once; all for none.
 
     ConfigError with every unknown name."""

@@ -54,35 +54,37 @@ def run_rule(
         return target.data(problem, torch.full_like(problem.horizon, step))
 
     path = adapt(loss, params, rule, data, points[-1], keep=points, fixed=units)
-    ends = [{**point, **units} for point in path.points]
-    train = torch.stack([target.loss(end, problem.support) for end in ends])
+    point_params = [{**point, **units} for point in path.points]
+    train = torch.stack([target.loss(point_param, problem.support) for point_param in point_params])
     empty = problem.query.x.shape[0] == 0
     if empty:
-        held = torch.full_like(train, torch.nan)
+        held_out = torch.full_like(train, torch.nan)
     else:
-        held = torch.stack([target.held_out(end, problem) for end in ends])
-    return Losses(train.detach(), held.detach(), path.losses.detach())
+        held_out = torch.stack(
+            [target.held_out(point_param, problem) for point_param in point_params]
+        )
+    return Losses(train.detach(), held_out.detach(), path.losses.detach())
 
 
 def over_tasks(
-    target: Optimizee, rule: UpdateRule, given: Problem, points: Sequence[int]
+    target: Optimizee, rule: UpdateRule, task_problems: Problem, points: Sequence[int]
 ) -> Losses:
     """[T, P]."""
-    found: Losses = vmap(lambda problem: run_rule(target, rule, problem, points))(given)
-    return found
+    losses: Losses = vmap(lambda problem: run_rule(target, rule, problem, points))(task_problems)
+    return losses
 
 
 def over_rates(
-    target: Optimizee, make: Rule, rates: Tensor, given: Problem, points: Sequence[int]
+    target: Optimizee, make: Rule, rates: Tensor, task_problems: Problem, points: Sequence[int]
 ) -> Losses:
     """Every rate on every task: [L, T, P]."""
 
-    def at(rate: Tensor, problem: Problem) -> Losses:
+    def run_one(rate: Tensor, problem: Problem) -> Losses:
         return run_rule(target, make(rate), problem, points)
 
-    tasks = vmap(at, in_dims=(None, 0))
-    found: Losses = vmap(tasks, in_dims=(0, None))(rates, given)
-    return found
+    tasks = vmap(run_one, in_dims=(None, 0))
+    losses: Losses = vmap(tasks, in_dims=(0, None))(rates, task_problems)
+    return losses
 
 
 class Overhead(NamedTuple):
@@ -92,23 +94,23 @@ class Overhead(NamedTuple):
     flops: int | None  # products and elementwise work together; None where shapes alone do not tell
 
 
-def overhead(target: Optimizee, rule: UpdateRule, given: Problem) -> Overhead:
+def overhead(target: Optimizee, rule: UpdateRule, task_problems: Problem) -> Overhead:
     """Seconds of an eager step, the least of three runs of TIMED steps, and its FLOPs.
 
     FLOPs of the second of two steps."""
-    tasks, times = given.key.shape[0], []
-    over_tasks(target, rule, given, (1,))
+    tasks, times = task_problems.key.shape[0], []
+    over_tasks(target, rule, task_problems, (1,))
     for _ in range(3):
-        begin = time.perf_counter()
-        over_tasks(target, rule, given, (TIMED,))
-        times.append(time.perf_counter() - begin)
-    one = take(given, slice(0, 1))
+        start = time.perf_counter()
+        over_tasks(target, rule, task_problems, (TIMED,))
+        times.append(time.perf_counter() - start)
+    first_problem = take(task_problems, slice(0, 1))
 
     def steps(count: int) -> Callable[[Problem], Tensor]:
         return lambda problem: over_tasks(target, rule, problem, (count,)).train
 
     try:
-        first, second = cached_count(steps(1), one), cached_count(steps(2), one)
+        first, second = cached_count(steps(1), first_problem), cached_count(steps(2), first_problem)
         extra = Flops(second.matrix - first.matrix, second.elementwise - first.elementwise)
     except UnknownFlops:
         return Overhead(min(times) / TIMED / tasks, None)

@@ -16,7 +16,7 @@ from metalearn.l2o.measure import Losses, Overhead
 Row = dict[str, Any]
 
 
-class Measured(NamedTuple):
+class RuleRuns(NamedTuple):
     """All runs of one label: one item a meta-training seed, one in all if hand-made."""
 
     label: str
@@ -26,16 +26,16 @@ class Measured(NamedTuple):
     notes: Row
 
 
-def row(found: Measured, points: Sequence[int]) -> Row:
+def row(runs: RuleRuns, points: Sequence[int]) -> Row:
     """Means over tasks and all seeds; half widths of 95 % over tasks, and over training seeds."""
-    train, held = (_stacked(found, part) for part in ("train", "held_out"))  # [S, I, T, P]
+    train, held_out = (_stacked(runs, part) for part in ("train", "held_out"))  # [S, I, T, P]
     by_task, by_seed = train.mean((0, 1)), train.mean((1, 2))
     start = float(train[..., 0].mean())
     diverged = stats.diverged(train.flatten(0, 2).numpy(), start).mean(0)
     inner = train.mean((0, 2))  # [I, P]
     return {
-        "label": found.label,
-        "kind": found.kind,
+        "label": runs.label,
+        "kind": runs.kind,
         "loss": _numbers(train.mean((0, 1, 2))),
         "loss_ci95_tasks": _numbers(stats.ci95(by_task.numpy())),
         "loss_ci95_seeds": [
@@ -46,38 +46,38 @@ def row(found: Measured, points: Sequence[int]) -> Row:
         ],
         "loss_median": _numbers(train.flatten(0, 2).quantile(0.5, dim=0)),
         "loss_by_seed": [_numbers(seed) for seed in by_seed],
-        "held_out": _numbers(held.mean((0, 1, 2))),
+        "held_out": _numbers(held_out.mean((0, 1, 2))),
         "diverged": _numbers(diverged),
-        "seconds_per_step": found.overhead.seconds,
-        "flops_per_step": found.overhead.flops,
-        **found.notes,
+        "seconds_per_step": runs.overhead.seconds,
+        "flops_per_step": runs.overhead.flops,
+        **runs.notes,
     }
 
 
-def differences(learned: Measured, others: Sequence[Measured], at: int) -> list[Row]:
+def differences(learned: RuleRuns, others: Sequence[RuleRuns], at: int) -> list[Row]:
     """The learned rule's loss minus each other's at one point, paired over tasks and seeds.
 
     Negative: it is lower."""
-    mine = _stacked(learned, "train").mean(1)[..., at].numpy()  # [S, T]
+    learned_losses = _stacked(learned, "train").mean(1)[..., at].numpy()  # [S, T]
     rows = []
     for other in others:
-        theirs = _stacked(other, "train").mean(1)[..., at].numpy()
-        both = np.broadcast_to(theirs, mine.shape) if len(theirs) == 1 else theirs
-        found = paired(mine, both)
+        losses = _stacked(other, "train").mean(1)[..., at].numpy()
+        other_losses = np.broadcast_to(losses, learned_losses.shape) if len(losses) == 1 else losses
+        estimate = paired(learned_losses, other_losses)
         rows.append(
             {
                 "a": learned.label,
                 "b": other.label,
-                "difference": found.value,
-                "ci95": None if found.ci95 is None else list(found.ci95),
-                "p": found.p,
+                "difference": estimate.value,
+                "ci95": None if estimate.ci95 is None else list(estimate.ci95),
+                "p": estimate.p,
             }
         )
     return rows
 
 
-def _stacked(found: Measured, part: str) -> Tensor:
-    return torch.stack([getattr(run, part) for run in found.runs]).to("cpu", torch.float64)
+def _stacked(rule_runs: RuleRuns, part: str) -> Tensor:
+    return torch.stack([getattr(run, part) for run in rule_runs.runs]).to("cpu", torch.float64)
 
 
 def _numbers(values: Any) -> list[float | None]:

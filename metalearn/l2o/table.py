@@ -49,13 +49,13 @@ def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> str:
     head += ["Adam's steps for the same", "its FLOPs", "its seconds"]
     head += ["us per step", "FLOPs per step"]
     lines = []
-    place = list(points).index(headline)
+    index = list(points).index(headline)
     adam = next((row for row in rows if row["label"] == "adam"), {})
     for row in sorted(
-        rows, key=lambda row: (row["kind"] == "per_task", _worst_last(row["loss"][place]))
+        rows, key=lambda row: (row["kind"] == "per_task", _worst_last(row["loss"][index]))
     ):
         cells = [row["label"], *(_cell(row, list(points).index(point)) for point in shown)]
-        cells += [_rate(row, headline), f"{100 * row['diverged'][place]:.1f} %", _adam(row)]
+        cells += [_rate(row, headline), f"{100 * row['diverged'][index]:.1f} %", _adam(row)]
         cells += [
             _against(row, adam, headline, cost) for cost in ("flops_per_step", "seconds_per_step")
         ]
@@ -68,11 +68,11 @@ def _worst_last(value: float | None) -> float:
     return float("inf") if value is None else value
 
 
-def _cell(row: Row, place: int) -> str:
+def _cell(row: Row, index: int) -> str:
     value, tasks, seeds = (
-        row["loss"][place],
-        row["loss_ci95_tasks"][place],
-        row["loss_ci95_seeds"][place],
+        row["loss"][index],
+        row["loss_ci95_tasks"][index],
+        row["loss_ci95_seeds"][index],
     )
     if value is None:
         return "not finite"
@@ -88,17 +88,29 @@ def _rate(row: Row, headline: int) -> str:
 
 def _adam(row: Row) -> str:
     """Steps of tuned Adam to this row's loss at the headline step."""
-    found = row.get("adam_steps")
-    if found is None:
+    adam_steps = row.get("adam_steps")
+    if adam_steps is None:
         return ""
-    return f"{found['steps']}" if found["steps"] is not None else f"over {found['within']}"
+    return (
+        f"{adam_steps['steps']}"
+        if adam_steps["steps"] is not None
+        else f"over {adam_steps['within']}"
+    )
 
 
 def _against(row: Row, adam: Row, headline: int, cost: str) -> str:
     """What those steps of tuned Adam cost, as a multiple of what the row's steps to its headline
     cost."""
-    steps, mine, its = (row.get("adam_steps") or {}).get("steps"), row.get(cost), adam.get(cost)
-    return f"{steps * its / (headline * mine):.2g}x" if steps is not None and mine and its else ""
+    steps, row_cost, adam_cost = (
+        (row.get("adam_steps") or {}).get("steps"),
+        row.get(cost),
+        adam.get(cost),
+    )
+    return (
+        f"{steps * adam_cost / (headline * row_cost):.2g}x"
+        if steps is not None and row_cost and adam_cost
+        else ""
+    )
 
 
 def _count(flops: int | None) -> str:
@@ -130,10 +142,10 @@ def picture(result: dict[str, Any]) -> str:
     with matplotlib.rc_context(RC | {"font.size": 9}):
         figure = Figure((4.2 * columns + 1.6, 3.2 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False)
-        for place, problem in enumerate(problems):
-            _panel(panels[place // columns][place % columns], problem, result["points"])
-        for place in range(len(problems), lines * columns):
-            panels[place // columns][place % columns].set_visible(False)
+        for index, problem in enumerate(problems):
+            _panel(panels[index // columns][index % columns], problem, result["points"])
+        for index in range(len(problems), lines * columns):
+            panels[index // columns][index % columns].set_visible(False)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
         return svg(figure, "l2o")
@@ -148,11 +160,15 @@ def _panel(axes: Any, problem: dict[str, Any], points: Sequence[int]) -> None:
     )
     for row in shown:
         learned, name = row["kind"] == "learned", row["label"].split(",")[0]
-        place = 0 if learned else rules.index(name)
-        style = {"lw": 2.4, "color": "#1f2328"} if learned else {"lw": 1.1, "color": PALETTE[place]}
+        rule_index = 0 if learned else rules.index(name)
+        style = (
+            {"lw": 2.4, "color": "#1f2328"}
+            if learned
+            else {"lw": 1.1, "color": PALETTE[rule_index]}
+        )
         style |= {
             "ls": "--" if "," in row["label"] else "-",
-            "marker": "" if learned else MARKERS[place],
+            "marker": "" if learned else MARKERS[rule_index],
             "ms": 3.5,
         }
         heights = [float("nan") if value is None else value for value in row["loss"]]

@@ -32,75 +32,82 @@ class Baseline(NamedTuple):
         return self.name if self.schedule == "constant" else f"{self.name}, {self.schedule}"
 
 
-def grid(given: Problem) -> Tensor:
+def grid(problems: Problem) -> Tensor:
     """The rates [L], where the problems are."""
-    return torch.tensor(GRID, dtype=given.horizon.dtype, device=given.horizon.device)
+    return torch.tensor(GRID, dtype=problems.horizon.dtype, device=problems.horizon.device)
 
 
-def rule_of(name: str, shape: str, steps: int) -> Rule:
+def make_rule(name: str, shape: str, steps: int) -> Rule:
     """Rate -> rule, for a run of `steps` steps."""
     factor = make_schedule(shape, steps)
     return lambda rate: BASELINES[name](rate, factor)
 
 
-def tuned(
-    target: Optimizee, given: Problem, name: str, shape: str, points: Sequence[int]
+def tune(
+    target: Optimizee, problems: Problem, name: str, shape: str, points: Sequence[int]
 ) -> Baseline:
     """The rate of least mean training loss over the tasks, for each point as the end of a run.
 
     ConfigError where the best lies on an edge of the grid. A mean that is not finite loses."""
-    rates = grid(given)
-    chosen: dict[int, float] = {}
-    for point, mean in _means(target, given, name, shape, points, rates).items():
+    rates = grid(problems)
+    best_rates: dict[int, float] = {}
+    for point, mean in _means(target, problems, name, shape, points, rates).items():
         best = int(mean.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin())
         if best in (0, len(GRID) - 1):
             text = f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}"
             why = "an edge of the grid: a rate beyond it may be better"
             raise ConfigError(("baselines", f"{text}, {why}"))
-        chosen[point] = GRID[best]
-    return Baseline(name, shape, chosen)
+        best_rates[point] = GRID[best]
+    return Baseline(name, shape, best_rates)
 
 
 def _means(
-    target: Optimizee, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
+    target: Optimizee,
+    problems: Problem,
+    name: str,
+    shape: str,
+    points: Sequence[int],
+    rates: Tensor,
 ) -> dict[int, Tensor]:
     """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every
     point."""
     if shape == "constant":
-        found = over_rates(
-            target, rule_of(name, shape, points[-1]), rates, given, points
+        means = over_rates(
+            target, make_rule(name, shape, points[-1]), rates, problems, points
         ).train.mean(1)
-        return {point: found[:, place] for place, point in enumerate(points)}
+        return {point: means[:, column] for column, point in enumerate(points)}
     return {
-        point: over_rates(target, rule_of(name, shape, point), rates, given, (point,)).train.mean(
-            1
-        )[:, 0]
+        point: over_rates(
+            target, make_rule(name, shape, point), rates, problems, (point,)
+        ).train.mean(1)[:, 0]
         for point in points
     }
 
 
-def measured(
-    target: Optimizee, given: Problem, baseline: Baseline, points: Sequence[int]
+def measure_baseline(
+    target: Optimizee, problems: Problem, baseline: Baseline, points: Sequence[int]
 ) -> Losses:
     """The baseline on other tasks, at each point a run tuned for it: [T, P].
 
     Step 0: the start's."""
     parts = []
     for rate in dict.fromkeys(baseline.rates.values()):
-        mine = [point for point in points if baseline.rates.get(point) == rate]
-        for run in [mine] if baseline.schedule == "constant" else [[point] for point in mine]:
-            rule = rule_of(baseline.name, baseline.schedule, run[-1])(rate)
-            parts.append((run, over_tasks(target, rule, given, (0, *run))))
+        rate_points = [point for point in points if baseline.rates.get(point) == rate]
+        for run in (
+            [rate_points] if baseline.schedule == "constant" else [[point] for point in rate_points]
+        ):
+            rule = make_rule(baseline.name, baseline.schedule, run[-1])(rate)
+            parts.append((run, over_tasks(target, rule, problems, (0, *run))))
     columns = {0: (parts[0][1], 0)}
     for run, losses in parts:
-        columns |= {point: (losses, place + 1) for place, point in enumerate(run)}
-    train, held = (
+        columns |= {point: (losses, column + 1) for column, point in enumerate(run)}
+    train, held_out = (
         torch.stack(
             [getattr(columns[point][0], part)[:, columns[point][1]] for point in points], -1
         )
         for part in ("train", "held_out")
     )
-    return Losses(train, held, parts[0][1].path)
+    return Losses(train, held_out, parts[0][1].path)
 
 
 def best_of_each(losses: Losses) -> Losses:
@@ -122,15 +129,15 @@ class Levels(NamedTuple):
     def steps_to(self, loss: float) -> int | None:
         """Steps, between points by straight lines and rounded up, to a loss as low as `loss`; None:
         not within them."""
-        place = next((place for place, level in enumerate(self.losses) if level <= loss), None)
-        if not place:
-            return None if place is None else self.points[0]
+        index = next((index for index, level in enumerate(self.losses) if level <= loss), None)
+        if not index:
+            return None if index is None else self.points[0]
         (left, right), (high, low) = (
-            self.points[place - 1 : place + 1],
-            self.losses[place - 1 : place + 1],
+            self.points[index - 1 : index + 1],
+            self.losses[index - 1 : index + 1],
         )
-        part = (high - loss) / (high - low) if math.isfinite(high) else 1.0
-        return left + math.ceil((right - left) * part - 1e-6)
+        fraction = (high - loss) / (high - low) if math.isfinite(high) else 1.0
+        return left + math.ceil((right - left) * fraction - 1e-6)
 
 
 def levels(losses: Losses, points: Sequence[int]) -> Levels:

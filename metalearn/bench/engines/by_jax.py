@@ -45,15 +45,17 @@ def load(device: str) -> SimpleNamespace:
     # else it takes most of a GPU's memory at once
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax = package("jax")
-    want = "gpu" if device.startswith("cuda") else "cpu"
+    platform = "gpu" if device.startswith("cuda") else "cpu"
     try:
-        place = jax.devices(want)[0]
+        jax_device = jax.devices(platform)[0]
     except RuntimeError as error:
-        raise LeftOut(f"this jax has no {want}: {error}") from error
-    jax.config.update("jax_default_device", place)
-    if want == "gpu":
-        precise = getattr(torch.backends, "fp32_precision", "") != "tf32"
-        jax.config.update("jax_default_matmul_precision", "highest" if precise else "tensorfloat32")
+        raise LeftOut(f"this jax has no {platform}: {error}") from error
+    jax.config.update("jax_default_device", jax_device)
+    if platform == "gpu":
+        full_precision = getattr(torch.backends, "fp32_precision", "") != "tf32"
+        jax.config.update(
+            "jax_default_matmul_precision", "highest" if full_precision else "tensorfloat32"
+        )
     return SimpleNamespace(
         jax=jax, np=package("jax.numpy"), lax=package("jax.lax"), nn=package("jax.nn")
     )
@@ -115,50 +117,54 @@ def _by_task(j: Any, problem: Problem, task_grad: Any, params: Any) -> Engine:
     """One task's gradient added to a sum, jitted, called T times by Python; then the jitted
     update."""
     tasks = problem.workload.tasks
-    ready = [_apart(models.arrays(j, episodes), tasks) for episodes in problem.ready]
+    ready = [_split_tasks(models.arrays(j, episodes), tasks) for episodes in problem.ready]
 
-    def more(total: Any, params: Any, episode: Any) -> Any:
+    def accumulate(total: Any, params: Any, episode: Any) -> Any:
         return j.jax.tree.map(j.np.add, total, task_grad(params, *episode))
 
-    add = j.jax.jit(more)
+    add = j.jax.jit(accumulate)
     update = j.jax.jit(
         lambda state, total: adam(j, state, j.jax.tree.map(lambda g: g / tasks, total))
     )
     zeros = j.jax.tree.map(j.np.zeros_like, params)
 
-    def summed(params: Any, episodes: Any) -> Any:
+    def sum_of_gradients(params: Any, episodes: Any) -> Any:
         total = zeros
         for episode in episodes:
             total = add(total, params, episode)
         return total
 
     def gradient(params: Any, episodes: Any) -> Any:
-        return j.jax.tree.map(lambda g: g / tasks, summed(params, _apart(episodes, tasks)))
+        return j.jax.tree.map(
+            lambda g: g / tasks, sum_of_gradients(params, _split_tasks(episodes, tasks))
+        )
 
     def learn(state: Any, episodes: Any) -> Any:
-        return update(state, summed(state[1], episodes))
+        return update(state, sum_of_gradients(state[1], episodes))
 
     return _engine(
         j, learn, gradient, params, lambda number: (ready[number % len(ready)],), "jit a task"
     )
 
 
-def _apart(episodes: Any, tasks: int) -> list[Any]:
+def _split_tasks(episodes: Any, tasks: int) -> list[Any]:
     """Leaves [T, ...] -> a list of T pytrees without that axis."""
     return [tuple(part[task] for part in episodes) for task in range(tasks)]
 
 
-def _engine(j: Any, learn: Any, gradient: Any, params: Any, given: Any, form: str) -> Engine:
+def _engine(
+    j: Any, learn: Any, gradient: Any, params: Any, get_arguments: Any, form: str
+) -> Engine:
     state = begin(j, params)
     number = 0
 
     def step() -> None:
         nonlocal state, number
         number += 1
-        state = learn(state, *given(number))
+        state = learn(state, *get_arguments(number))
 
-    def compared(episodes: Episode) -> Params:
+    def meta_gradient(episodes: Episode) -> Params:
         grads = gradient(params, models.arrays(j, episodes))
         return {name: models.from_jax(name, value) for name, value in grads.items()}
 
-    return Engine(step, compared, lambda: j.jax.block_until_ready(state) and None, form)
+    return Engine(step, meta_gradient, lambda: j.jax.block_until_ready(state) and None, form)

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from metalearn.bench.engines import imaml
 from metalearn.bench.engines.engine import Engine, LeftOut, package
 from metalearn.bench.engines.plain import criterion, each_task, module
-from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.engines.torch_loop import make_engine
 from metalearn.bench.problem import Problem
 from metalearn.types import Episode
 
@@ -53,7 +53,7 @@ def _meta_sgd(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
             torchopt.recover_state_dict(model, model_start)
             torchopt.recover_state_dict(inner, inner_start)
 
-    return engine_of(problem, model, backward, "MetaSGD")
+    return make_engine(problem, model, backward, "MetaSGD")
 
 
 def _functional(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
@@ -75,7 +75,7 @@ def _functional(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
                 params = torchopt.apply_updates(params, updates, inplace=False)
             (criterion(work, functional_call(model, params, (qx,)), qy) / work.tasks).backward()
 
-    return engine_of(problem, model, backward, "functional")
+    return make_engine(problem, model, backward, "functional")
 
 
 def _vmapped(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
@@ -102,4 +102,4 @@ def _vmapped(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
         for name, parameter in model.named_parameters():
             parameter.grad = grads[name].mean(0)
 
-    return engine_of(problem, model, backward, "functional vmap")
+    return make_engine(problem, model, backward, "functional vmap")

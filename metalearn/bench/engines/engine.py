@@ -20,7 +20,7 @@ class LeftOut(Exception):
     """Why an engine is skipped on a workload, as a sentence for the log."""
 
 
-def nothing() -> None:
+def no_wait() -> None:
     """No waiting: a step on the CPU has ended when it returns."""
 
 
@@ -31,12 +31,12 @@ class Engine:
     step: Callable[[], None]  # the timed unit: sample, meta-gradient, meta-update
     # what `step` computes on the way, at the problem's start: mean over T
     gradient: Callable[[Episode], Params] | None
-    wait: Callable[[], None] = nothing  # until everything that was started has ended
+    wait: Callable[[], None] = no_wait  # until everything that was started has ended
     form: str = ""  # which of several ways of using the package this is
     per: int = 1  # seconds of a step are divided by it: the episodes of one call of a sampler
 
 
-def gradient_of(leaf: Tensor) -> Tensor:
+def copy_grad(leaf: Tensor) -> Tensor:
     """A copy of the .grad of a leaf; zeros where nothing has reached it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()
 
@@ -54,5 +54,5 @@ def package(name: str) -> Any:
     except ConfigError as error:
         raise LeftOut("; ".join(text for _, text in error.problems)) from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        why = f"{name} is there but cannot be imported: {type(error).__name__}: {error}"
-        raise LeftOut(why) from error
+        message = f"{name} is there but cannot be imported: {type(error).__name__}: {error}"
+        raise LeftOut(message) from error

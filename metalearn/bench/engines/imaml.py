@@ -16,7 +16,7 @@ from metalearn.algorithms import IMAML
 from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.bench.engines.engine import Engine, package
 from metalearn.bench.engines.plain import criterion, each_task, module
-from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.engines.torch_loop import make_engine
 from metalearn.bench.problem import Problem
 from metalearn.types import Episode, Method, Params
 
@@ -42,8 +42,8 @@ def penalised(
 ) -> Tensor:
     """The inner objective of one task: []."""
     loss = criterion(problem.workload, functional_call(model, params, (x,)), y)
-    pulls = [(params[name] - start[name]).square().sum() for name in params]
-    total: Tensor = loss + STRENGTH / 2 * torch.stack(pulls).sum()
+    penalties = [(params[name] - start[name]).square().sum() for name in params]
+    total: Tensor = loss + STRENGTH / 2 * torch.stack(penalties).sum()
     return total
 
 
@@ -63,8 +63,8 @@ def reference(problem: Problem, episodes: Episode) -> Params:
                 name: (value - work.inner_lr * grad).detach().requires_grad_()
                 for (name, value), grad in zip(params.items(), grads)
             }
-        found = _implicit(problem, model, params, (sx, sy, qx, qy))
-        total = {name: total[name] + found[name] / work.tasks for name in total}
+        meta_grads = _implicit(problem, model, params, (sx, sy, qx, qy))
+        total = {name: total[name] + meta_grads[name] / work.tasks for name in total}
     return total
 
 
@@ -82,8 +82,8 @@ def _implicit(
     inner = torch.autograd.grad(loss(sx, sy), leaves, create_graph=True)
 
     def matrix(x: Params) -> Params:
-        given = [x[name] for name in names]
-        products = torch.autograd.grad(inner, leaves, given, retain_graph=True)
+        vectors = [x[name] for name in names]
+        products = torch.autograd.grad(inner, leaves, vectors, retain_graph=True)
         return {name: x[name] + h / STRENGTH for name, h in zip(names, products)}
 
     return conjugate_gradients(matrix, dict(zip(names, outer)), CG_STEPS)
@@ -96,8 +96,8 @@ def engine(problem: Problem) -> Engine:
     names = [name for name, _ in model.named_parameters()]
 
     def objective(params: Any, start: Any, data: Any) -> Tensor:
-        ours, theta = (dict(zip(names, leaves, strict=True)) for leaves in (params, start))
-        return penalised(problem, model, ours, theta, *data)
+        phi, theta = (dict(zip(names, leaves, strict=True)) for leaves in (params, start))
+        return penalised(problem, model, phi, theta, *data)
 
     solve = torchopt.linear_solve.solve_cg(maxiter=CG_STEPS, rtol=0.0, atol=0.0)
 
@@ -116,8 +116,8 @@ def engine(problem: Problem) -> Engine:
     def backward(episodes: Episode) -> None:
         start = tuple(model.parameters())
         for sx, sy, qx, qy in each_task(episodes):
-            found = descend(tuple(value.detach() for value in start), start, (sx, sy))
-            outputs = functional_call(model, dict(zip(names, found)), (qx,))
+            phi = descend(tuple(value.detach() for value in start), start, (sx, sy))
+            outputs = functional_call(model, dict(zip(names, phi)), (qx,))
             (criterion(work, outputs, qy) / work.tasks).backward()
 
-    return engine_of(problem, model, backward, "custom_root")
+    return make_engine(problem, model, backward, "custom_root")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.bench.engines.engine import Engine, gradient_of
+from metalearn.bench.engines.engine import Engine, copy_grad
 from metalearn.bench.engines.plain import FourBlocks, Perceptron
-from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.engines.torch_loop import make_engine
 from metalearn.bench.problem import Problem
 from metalearn.in_context import TransformerNeuralProcess
 from metalearn.rng import fold_in
@@ -47,8 +47,8 @@ class Stack(nn.ModuleList):
         super().__init__(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
-        for place, layer in enumerate(self):
-            x = layer(x.relu() if place else x)
+        for index, layer in enumerate(self):
+            x = layer(x.relu() if index else x)
         return x
 
 
@@ -69,10 +69,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
         queries = self._by_head(self.query(self.before(x)))
-        found = F.scaled_dot_product_attention(queries, *memory)
-        x = x + self.out(found.transpose(1, 2).flatten(2))
-        after: Tensor = x + self.mlp(self.between(x))
-        return after
+        attended = F.scaled_dot_product_attention(queries, *memory)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        output: Tensor = x + self.mlp(self.between(x))
+        return output
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[T, L, D] -> [T, H, L, D/H]."""
@@ -94,13 +94,13 @@ class Context(nn.Module):
         x = self.token(torch.cat([z, codes, torch.zeros_like(z[..., :1])], -1))
         blank = query.new_zeros(*query.shape[:-1], codes.shape[-1])
         q = self.token(torch.cat([query, blank, torch.ones_like(query[..., :1])], -1))
-        for place, block in enumerate(self.layers):
+        for index, block in enumerate(self.layers):
             memory = block.memory(x)  # type: ignore[operator]
             q = block(q, memory)
-            if place + 1 < len(self.layers):
+            if index + 1 < len(self.layers):
                 x = block(x, memory)
-        found: Tensor = self.out(self.last(q))
-        return found
+        outputs: Tensor = self.out(self.last(q))
+        return outputs
 
 
 class Network(nn.Module):
@@ -121,19 +121,19 @@ class Network(nn.Module):
         """The loss of all tasks: -log p of a normal distribution, or cross-entropy."""
         z, query = self._features(sx), self._features(qx)
         codes = sy if self.regression else F.one_hot(sy, self.outputs).to(z.dtype)
-        found = self.context(z, codes, query)
+        outputs = self.context(z, codes, query)
         if not self.regression:
-            loss: Tensor = F.cross_entropy(found.flatten(0, 1), qy.flatten())
+            loss: Tensor = F.cross_entropy(outputs.flatten(0, 1), qy.flatten())
             return loss
-        mean, raw = found.chunk(2, -1)
+        mean, raw = outputs.chunk(2, -1)
         deviation = FLOOR + F.softplus(raw)
-        each: Tensor = deviation.log() + ((qy - mean) / deviation).square() / 2
-        return each.mean() + math.log(2 * math.pi) / 2
+        nll: Tensor = deviation.log() + ((qy - mean) / deviation).square() / 2
+        return nll.mean() + math.log(2 * math.pi) / 2
 
     def _features(self, x: Tensor) -> Tensor:
         """[T, B, *X] -> [T, B, D]."""
-        found: Tensor = self.params.features(x.flatten(0, 1))  # type: ignore[operator]
-        by_task: Tensor = found.unflatten(0, x.shape[:2])
+        features: Tensor = self.params.features(x.flatten(0, 1))  # type: ignore[operator]
+        by_task: Tensor = features.unflatten(0, x.shape[:2])
         return by_task
 
 
@@ -144,9 +144,9 @@ def parts(episodes: Episode) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def reference(problem: InContextProblem, episodes: Episode) -> Params:
     """The meta-gradient in float64 by plain modules."""
     network = Network(problem).double()
-    wide: Any = (part.double() if part.is_floating_point() else part for part in parts(episodes))
-    network(*wide).backward()
-    return {name: gradient_of(value) for name, value in network.named_parameters()}
+    inputs: Any = (part.double() if part.is_floating_point() else part for part in parts(episodes))
+    network(*inputs).backward()
+    return {name: copy_grad(value) for name, value in network.named_parameters()}
 
 
 def engine(problem: InContextProblem) -> Engine:
@@ -157,4 +157,4 @@ def engine(problem: InContextProblem) -> Engine:
     def backward(episodes: Episode) -> None:
         loss(*parts(episodes)).backward()
 
-    return engine_of(problem, network, backward, "torch.compile, all tasks at once", fused=True)
+    return make_engine(problem, network, backward, "torch.compile, all tasks at once", fused=True)

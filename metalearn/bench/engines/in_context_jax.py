@@ -35,28 +35,28 @@ def task_loss(j: Any, problem: InContextProblem) -> Any:
         context = {name[8:]: p for name, p in params.items() if name.startswith("context.")}
         z, query = (models.features(j, work, body, x) for x in (sx, qx))
         codes = sy if work.regression else j.nn.one_hot(sy, work.outputs)
-        found = _answers(j, context, z, codes, query)
+        outputs = _predict(j, context, z, codes, query)
         if not work.regression:
-            return models.criterion(j, work, found, qy)
-        mean, raw = j.np.split(found, 2, -1)
+            return models.criterion(j, work, outputs, qy)
+        mean, raw = j.np.split(outputs, 2, -1)
         deviation = FLOOR + j.nn.softplus(raw)
-        each = j.np.log(deviation) + j.np.square((qy - mean) / deviation) / 2
-        return each.mean() + math.log(2 * math.pi) / 2
+        nll = j.np.log(deviation) + j.np.square((qy - mean) / deviation) / 2
+        return nll.mean() + math.log(2 * math.pi) / 2
 
     return loss
 
 
-def _answers(j: Any, p: Any, z: Any, codes: Any, query: Any) -> Any:
+def _predict(j: Any, p: Any, z: Any, codes: Any, query: Any) -> Any:
     """Support features [B, .], codes [B, .], query features [M, .] -> [M, outputs]."""
     x = _stack(j, p, "token", j.np.concatenate([z, codes, j.np.zeros((len(z), 1))], -1))
     blank, ones = j.np.zeros((len(query), codes.shape[-1])), j.np.ones((len(query), 1))
     q = _stack(j, p, "token", j.np.concatenate([query, blank, ones], -1))
-    for place in range(KIND.layers):
-        name = f"layers.{place}"
+    for index in range(KIND.layers):
+        name = f"layers.{index}"
         before = _norm(j, p, f"{name}.before", x)
         memory = before @ p[f"{name}.key.weight"].T, _linear(p, f"{name}.value", before)
         q = _block(j, p, name, q, memory)
-        if place + 1 < KIND.layers:
+        if index + 1 < KIND.layers:
             x = _block(j, p, name, x, memory)
     return _stack(j, p, "out", _norm(j, p, "last", q))
 
@@ -65,8 +65,8 @@ def _block(j: Any, p: Any, name: str, x: Any, memory: Any) -> Any:
     queries = _linear(p, f"{name}.query", _norm(j, p, f"{name}.before", x))
     q, k, v = (_by_head(part) for part in (queries, *memory))
     weights = j.nn.softmax(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
-    found = (weights @ v).transpose(1, 0, 2).reshape(x.shape)
-    x = x + _linear(p, f"{name}.out", found)
+    attended = (weights @ v).transpose(1, 0, 2).reshape(x.shape)
+    x = x + _linear(p, f"{name}.out", attended)
     return x + _stack(j, p, f"{name}.mlp", _norm(j, p, f"{name}.between", x))
 
 
@@ -80,10 +80,10 @@ def _linear(p: Any, name: str, x: Any) -> Any:
 
 
 def _stack(j: Any, p: Any, name: str, x: Any) -> Any:
-    place = 0
-    while f"{name}.{place}.weight" in p:
-        x = _linear(p, f"{name}.{place}", j.np.maximum(x, 0) if place else x)
-        place += 1
+    index = 0
+    while f"{name}.{index}.weight" in p:
+        x = _linear(p, f"{name}.{index}", j.np.maximum(x, 0) if index else x)
+        index += 1
     return x
 
 

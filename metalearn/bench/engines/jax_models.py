@@ -59,20 +59,20 @@ def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
 
     Four times convolution, normalisation by the batch, ReLU, pooling or strides."""
     if work.model == "mlp":
-        for place in range(2):
+        for index in range(2):
             x = j.np.maximum(
-                x @ params[f"layers.{place}.weight"].T + params[f"layers.{place}.bias"], 0
+                x @ params[f"layers.{index}.weight"].T + params[f"layers.{index}.bias"], 0
             )
         return x
     stride = 2 if work.downsample == "stride" else 1
-    for place in range(4):
+    for index in range(4):
         strides, padding, layout = (stride, stride), ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
-        weight, bias = params[f"convs.{place}.weight"], params[f"convs.{place}.bias"]
+        weight, bias = params[f"convs.{index}.weight"], params[f"convs.{index}.bias"]
         x = j.lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=layout) + bias
         if work.norm:
             mean = x.mean((0, 1, 2))
             var = j.np.square(x - mean).mean((0, 1, 2))
-            gain, bias = params[f"norms.{place}.weight"], params[f"norms.{place}.bias"]
+            gain, bias = params[f"norms.{index}.weight"], params[f"norms.{index}.bias"]
             x = (x - mean) * j.lax.rsqrt(var + EPS) * gain + bias
         x = j.np.maximum(x, 0)
         if stride == 1:

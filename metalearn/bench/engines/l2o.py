@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.bench.engines.engine import Engine, gradient_of
+from metalearn.bench.engines.engine import Engine, copy_grad
 from metalearn.bench.problem import OUTER_LR, READY, Problem, synchronise
 from metalearn.learned_optimizers import LSTM, Constant, LearnOptimizer
 from metalearn.losses import criterion
@@ -24,7 +24,7 @@ from metalearn.types import Episode, Learner, Method, Params
 PREPROCESS, SCALE = 5.0, 0.1  # of the rule: log-sign features, and the factor of its output
 
 
-class Given(NamedTuple):
+class InnerProblems(NamedTuple):
     """Inner problems as plain tensors, for engines that bring no sampler."""
 
     x: Tensor  # [T, B, *X]
@@ -64,22 +64,22 @@ class LearnedProblem(Problem):
         return dict(self.method.init(fold_in(0, "bench", "init")).meta)
 
     @cached_property
-    def given(self) -> list[Given]:
+    def ready_problems(self) -> list[InnerProblems]:
         return [self.plain(self.episodes(number)) for number in range(READY)]
 
-    def plain(self, episodes: Episode) -> Given:
+    def plain(self, episodes: Episode) -> InnerProblems:
         """The episodes with the starts that our own method draws on them."""
         learner = self.learner
         starts = torch.func.vmap(lambda key: learner.init(fold_in(key, "start")))(
             episodes.info["key"]
         )
-        return Given(episodes.support.x, episodes.support.y, starts)
+        return InnerProblems(episodes.support.x, episodes.support.y, starts)
 
 
 def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start: Params) -> Tensor:
     """The mean loss after a step of one task's run: a plain loop over torch.autograd.grad."""
-    steps, kind = problem.workload.inner_steps, LSTM(preprocess=PREPROCESS, scale=SCALE)
-    rule, loss_of = kind.build(x.dtype).rule(theta, steps), criterion(problem.source.spec)
+    steps, component = problem.workload.inner_steps, LSTM(preprocess=PREPROCESS, scale=SCALE)
+    rule, loss_of = component.build(x.dtype).rule(theta, steps), criterion(problem.source.spec)
     params = {name: value.requires_grad_() for name, value in start.items()}
     state, total = rule.init(params), x.new_zeros(())
     for step in range(steps + 1):
@@ -87,34 +87,34 @@ def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start
         total = total + loss if step else total
         if step == steps:
             break
-        found = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
-        updates, state = rule.update(dict(zip(params, found, strict=True)), state, params, loss)
+        grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
+        updates, state = rule.update(dict(zip(params, grads, strict=True)), state, params, loss)
         params = {name: value + updates[name] for name, value in params.items()}
     return total / steps
 
 
-def add_gradients(problem: LearnedProblem, theta: Params, given: Given) -> None:
+def add_gradients(problem: LearnedProblem, theta: Params, problems: InnerProblems) -> None:
     """Add the gradient of the mean over tasks to the .grad of theta's leaves, task after task."""
-    tasks = given.x.shape[0]
+    tasks = problems.x.shape[0]
     for task in range(tasks):
-        start = {name: value[task].detach().clone() for name, value in given.starts.items()}
-        (unrolled(problem, theta, given.x[task], given.y[task], start) / tasks).backward()
+        start = {name: value[task].detach().clone() for name, value in problems.starts.items()}
+        (unrolled(problem, theta, problems.x[task], problems.y[task], start) / tasks).backward()
 
 
 def reference(problem: LearnedProblem, episodes: Episode) -> Params:
     """The same gradient in float64."""
-    given = problem.plain(episodes)
+    problems = problem.plain(episodes)
     theta = {name: value.double().requires_grad_() for name, value in problem.start.items()}
-    y = given.y.double() if given.y.is_floating_point() else given.y
-    wide = {name: value.double() for name, value in given.starts.items()}
-    add_gradients(problem, theta, Given(given.x.double(), y, wide))
-    return {name: gradient_of(value) for name, value in theta.items()}
+    y = problems.y.double() if problems.y.is_floating_point() else problems.y
+    starts = {name: value.double() for name, value in problems.starts.items()}
+    add_gradients(problem, theta, InnerProblems(problems.x.double(), y, starts))
+    return {name: copy_grad(value) for name, value in theta.items()}
 
 
 def engine(problem: LearnedProblem) -> Engine:
     """Plain autograd over the tasks, one after another, and torch's Adam."""
     theta = {name: value.clone().requires_grad_() for name, value in problem.start.items()}
-    adam, number, ready = torch.optim.Adam(theta.values(), lr=OUTER_LR), 0, problem.given
+    adam, number, ready = torch.optim.Adam(theta.values(), lr=OUTER_LR), 0, problem.ready_problems
 
     def step() -> None:
         nonlocal number
@@ -126,6 +126,6 @@ def engine(problem: LearnedProblem) -> Engine:
     def gradient(episodes: Episode) -> Params:
         fresh = {name: value.clone().requires_grad_() for name, value in problem.start.items()}
         add_gradients(problem, fresh, problem.plain(episodes))
-        return {name: gradient_of(value) for name, value in fresh.items()}
+        return {name: copy_grad(value) for name, value in fresh.items()}
 
     return Engine(step, gradient, lambda: synchronise(problem.device), "autograd, a task at a time")

@@ -9,7 +9,7 @@ from typing import Any
 
 from metalearn.bench.engines import by_jax
 from metalearn.bench.engines.engine import Engine
-from metalearn.bench.engines.l2o import PREPROCESS, SCALE, Given, LearnedProblem
+from metalearn.bench.engines.l2o import PREPROCESS, SCALE, InnerProblems, LearnedProblem
 from metalearn.types import Episode, Params
 
 
@@ -20,20 +20,20 @@ def engine(problem: LearnedProblem) -> Engine:
     j = by_jax.load(problem.device)
     params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
 
-    def arrays(given: Given) -> Any:
-        x, y = given.x.flatten(2).numpy(), given.y.numpy()
-        y = y if given.y.is_floating_point() else y.astype("int32")
-        starts = {name: j.np.asarray(value.numpy()) for name, value in given.starts.items()}
+    def arrays(problems: InnerProblems) -> Any:
+        x, y = problems.x.flatten(2).numpy(), problems.y.numpy()
+        y = y if problems.y.is_floating_point() else y.astype("int32")
+        starts = {name: j.np.asarray(value.numpy()) for name, value in problems.starts.items()}
         return j.np.asarray(x), j.np.asarray(y), starts
 
-    ready = [arrays(given) for given in problem.given]
+    ready = [arrays(problems) for problems in problem.ready_problems]
     task_loss = unrolled(j, problem)
 
-    def mean(theta: Any, given: Any) -> Any:
-        return j.jax.vmap(task_loss, (None, 0, 0, 0))(theta, *given).mean()
+    def mean(theta: Any, problems: Any) -> Any:
+        return j.jax.vmap(task_loss, (None, 0, 0, 0))(theta, *problems).mean()
 
-    def learn(state: Any, given: Any) -> Any:
-        return by_jax.adam(j, state, j.jax.grad(mean)(state[1], given))
+    def learn(state: Any, problems: Any) -> Any:
+        return by_jax.adam(j, state, j.jax.grad(mean)(state[1], problems))
 
     compiled = j.jax.jit(learn)
     state, number = by_jax.begin(j, params), 0
@@ -55,8 +55,8 @@ def unrolled(j: Any, problem: LearnedProblem) -> Any:
     """A function (theta, x, y, start) of one task -> its mean loss after a step."""
     loss, steps, hidden = _loss(j, problem), problem.workload.inner_steps, 20
 
-    def run(theta: Any, x: Any, y: Any, start: Any) -> Any:
-        def one(carry: Any, _: Any) -> Any:
+    def mean_loss(theta: Any, x: Any, y: Any, start: Any) -> Any:
+        def step(carry: Any, _: Any) -> Any:
             params, memory = carry
             grads = j.lax.stop_gradient(j.jax.grad(loss)(params, x, y))
             params_after, memory_after = {}, {}
@@ -66,10 +66,10 @@ def unrolled(j: Any, problem: LearnedProblem) -> Any:
             return (params_after, memory_after), loss(params_after, x, y)
 
         zeros = {name: (j.np.zeros((value.size, hidden)),) * 4 for name, value in start.items()}
-        _, losses = j.lax.scan(one, (start, zeros), None, length=steps)
+        _, losses = j.lax.scan(step, (start, zeros), None, length=steps)
         return losses.mean()
 
-    return run
+    return mean_loss
 
 
 def _loss(j: Any, problem: LearnedProblem) -> Any:

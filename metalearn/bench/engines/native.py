@@ -37,14 +37,14 @@ def candidates(problem: Problem) -> tuple[str, ...]:
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
 
-def choice_of(text: str, tasks: int) -> ExecutorChoice:
+def parse_choice(text: str, tasks: int) -> ExecutorChoice:
     """NAME or NAME:CHUNK as a way of running T tasks."""
     name, _, chunk = text.partition(":")
     return configured_choice(name, int(chunk) if chunk else None, tasks, tasks)
 
 
-def text_of(choice: ExecutorChoice) -> str:
-    """The inverse of `choice_of`."""
+def format_choice(choice: ExecutorChoice) -> str:
+    """The inverse of `parse_choice`."""
     return choice.executor if choice.chunk is None else f"{choice.executor}:{choice.chunk}"
 
 
@@ -67,36 +67,39 @@ def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
 def without_triton(problem: Problem, choice: ExecutorChoice) -> Engine:
     """The same by torch's operators in the place of Triton's kernels."""
     with _no_triton():
-        made = engine(problem, choice)
-    step, gradient = _no_triton()(made.step), made.gradient
+        base = engine(problem, choice)
+    step, gradient = _no_triton()(base.step), base.gradient
     assert gradient is not None
-    return replace(made, step=step, gradient=_no_triton()(gradient), form="without Triton")
+    return replace(base, step=step, gradient=_no_triton()(gradient), form="without Triton")
 
 
 @contextmanager
 def _no_triton() -> Iterator[None]:
-    before = os.environ.get("METALEARN_TRITON")
+    previous = os.environ.get("METALEARN_TRITON")
     os.environ["METALEARN_TRITON"] = "0"
     try:
         yield
     finally:
         del os.environ["METALEARN_TRITON"]
-        if before is not None:
-            os.environ["METALEARN_TRITON"] = before
+        if previous is not None:
+            os.environ["METALEARN_TRITON"] = previous
 
 
-def chosen(problem: Problem) -> tuple[Engine, str, str]:
+def choose_engine(problem: Problem) -> tuple[Engine, str, str]:
     """(engine, executor, reason) after auto's trials for a run of STEPS steps.
 
     Nothing is known of it beforehand."""
     tasks, state = problem.workload.tasks, fresh(problem)
-    found, free = memory.predict(problem.method, state, problem.check), memory.room(problem.device)
-    most = tasks if found is None else found.fits(tasks, free)
-    sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
+    prediction, free_bytes = (
+        memory.predict(problem.method, state, problem.check),
+        memory.room(problem.device),
+    )
+    max_chunk = tasks if prediction is None else prediction.fits(tasks, free_bytes)
+    sizes = tasks, problem.device, STEPS, max_chunk, workers_on(problem.device, None)
     work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
     trials = choose(work, {})
     train_step = trials.train_steps.get(trials.choice) or work.make(trials.choice)
-    return _engine(problem, train_step), text_of(trials.choice), trials.why
+    return _engine(problem, train_step), format_choice(trials.choice), trials.why
 
 
 def _engine(problem: Problem, train_step: TrainStep, steps: int = 1) -> Engine:
@@ -127,7 +130,7 @@ def _engine(problem: Problem, train_step: TrainStep, steps: int = 1) -> Engine:
 
 def validation(problem: Problem, captured: bool) -> Engine:
     """A look at T validation tasks: S steps on each, and the predictions of their queries."""
-    batches, number = [problem.episodes(CHECK + place) for place in range(2)], 0
+    batches, number = [problem.episodes(CHECK + index) for index in range(2)], 0
     meta, points = fresh(problem).meta, (0, problem.workload.inner_steps)
     caller = learning_by_graphs() if captured else None
 

@@ -71,11 +71,11 @@ class FourBlocks(nn.Module):
 def module(problem: Problem) -> nn.Module:
     """The workload's model in plain torch with the problem's starting parameters."""
     work = problem.workload
-    made: nn.Module = Perceptron() if work.model == "mlp" else FourBlocks(work)
-    made = TwelveLayers(work) if work.model == "resnet12" else made
-    made.load_state_dict(problem.start)
-    made.to(problem.device)
-    return made
+    model: nn.Module = Perceptron() if work.model == "mlp" else FourBlocks(work)
+    model = TwelveLayers(work) if work.model == "resnet12" else model
+    model.load_state_dict(problem.start)
+    model.to(problem.device)
+    return model
 
 
 def criterion(work: Workload, predictions: Tensor, y: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def prototype_logits(
 
     Support and query are each a batch of their own."""
     body = _Body(model)
-    named = {f"model.{name}": value for name, value in params.items()}
-    z, q = functional_call(body, named, (sx,)), functional_call(body, named, (qx,))
+    body_params = {f"model.{name}": value for name, value in params.items()}
+    z, q = functional_call(body, body_params, (sx,)), functional_call(body, body_params, (qx,))
     centres = torch.stack([z[sy == way].mean(0) for way in range(ways)])
     logits: Tensor = -(q.unsqueeze(1) - centres).square().sum(-1)
     return logits
@@ -130,11 +130,13 @@ def reference(problem: Problem, episodes: Episode) -> Params:
         params = dict(start)
         for _ in range(work.inner_steps):
             loss = criterion(work, functional_call(model, params, (sx,)), sy)
-            moved = [name for name in params if work.family != "anil" or name.startswith("head.")]
+            trainable = [
+                name for name in params if work.family != "anil" or name.startswith("head.")
+            ]
             grads = torch.autograd.grad(
-                loss, [params[name] for name in moved], create_graph=not work.first_order
+                loss, [params[name] for name in trainable], create_graph=not work.first_order
             )
-            for name, grad in zip(moved, grads):
+            for name, grad in zip(trainable, grads):
                 params[name] = params[name] - work.inner_lr * grad
         if work.family == "proto_net":
             predictions = prototype_logits(model, params, sx, sy, qx, work.ways)

@@ -36,8 +36,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = x
-        for place, conv in enumerate(self.convs):
-            z = conv(z) if place == 2 else F.leaky_relu(conv(z), 0.1)
+        for index, conv in enumerate(self.convs):
+            z = conv(z) if index == 2 else F.leaky_relu(conv(z), 0.1)
         return F.max_pool2d(F.leaky_relu(z + self.shortcut(x), 0.1), 2)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn.algorithms import R2D2
-from metalearn.bench.engines.engine import Engine, gradient_of
+from metalearn.bench.engines.engine import Engine, copy_grad
 from metalearn.bench.engines.plain import FourBlocks, criterion, each_task
-from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.engines.torch_loop import make_engine
 from metalearn.bench.problem import Problem
 from metalearn.rng import fold_in
 from metalearn.tree import named_leaves
@@ -64,12 +64,12 @@ def reference(problem: Problem, episodes: Episode) -> Params:
     """The meta-gradient in float64."""
     network = Ridge(problem).double()
     add_gradients(problem, network, episodes)
-    return {name: gradient_of(value) for name, value in network.named_parameters()}
+    return {name: copy_grad(value) for name, value in network.named_parameters()}
 
 
 def engine(problem: Problem) -> Engine:
     """Plain torch: autograd and torch's Adam."""
     network = Ridge(problem).to(problem.device)
-    return engine_of(
+    return make_engine(
         problem, network, lambda episodes: add_gradients(problem, network, episodes), "autograd"
     )

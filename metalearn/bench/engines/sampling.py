@@ -57,11 +57,11 @@ def theirs(problem: Problem) -> list[Engine]:
 
 def _theirs(problem: Problem, raw: Images, form: str) -> Engine:
     data, work = package("learn2learn").data, problem.workload
-    where: dict[int, list[int]] = {}
+    indices: dict[int, list[int]] = {}
     for index, label in enumerate(raw.labels):
-        where.setdefault(label, []).append(index)
+        indices.setdefault(label, []).append(index)
     dataset = data.MetaDataset(
-        raw, labels_to_indices=where, indices_to_labels=dict(enumerate(raw.labels))
+        raw, labels_to_indices=indices, indices_to_labels=dict(enumerate(raw.labels))
     )
     chain = [
         data.transforms.FusedNWaysKShots(dataset, n=work.ways, k=work.shots + work.queries),
@@ -71,13 +71,13 @@ def _theirs(problem: Problem, raw: Images, form: str) -> Engine:
     ]
     tasks = data.Taskset(dataset, task_transforms=chain, num_tasks=-1)
     return Engine(
-        lambda: _move(tasks.sample(), problem.device),
+        lambda: _to_device(tasks.sample(), problem.device),
         None,
         lambda: synchronise(problem.device),
         form,
     )
 
 
-def _move(task: Any, device: str) -> None:
+def _to_device(task: Any, device: str) -> None:
     for part in task:
         part.to(device)

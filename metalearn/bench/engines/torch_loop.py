@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from metalearn.bench.engines.engine import Engine, gradient_of
+from metalearn.bench.engines.engine import Engine, copy_grad
 from metalearn.bench.problem import OUTER_LR, Problem, synchronise
 from metalearn.types import Episode, Params
 
 
-def engine_of(
+def make_engine(
     problem: Problem,
     model: nn.Module,
     backward: Callable[[Episode], None],
@@ -38,6 +38,6 @@ def engine_of(
     def gradient(episodes: Episode) -> Params:
         model.load_state_dict(problem.start)
         learn(episodes)
-        return {name: gradient_of(value) for name, value in model.named_parameters()}
+        return {name: copy_grad(value) for name, value in model.named_parameters()}
 
     return Engine(step, gradient, lambda: synchronise(problem.device), form)

@@ -9,7 +9,7 @@ from torch import nn
 
 from metalearn.bench.engines.engine import Engine, LeftOut, package
 from metalearn.bench.engines.plain import criterion, each_task, module
-from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.engines.torch_loop import make_engine
 from metalearn.bench.problem import Problem
 from metalearn.interop import INNER_LOOPS
 from metalearn.types import Episode
@@ -22,14 +22,14 @@ WITHOUT = {
 
 def engine(name: str, problem: Problem) -> Engine:
     """As in the packages' own examples: losses divided by T, one Adam over all tasks."""
-    work, found = problem.workload, package(name)
+    work, peer = problem.workload, package(name)
     if work.family in WITHOUT:
         raise LeftOut(f"{name} {WITHOUT[work.family]}")
     model = module(problem)
     if work.family == "proto_net":
         if name != "learn2learn":
             raise LeftOut(f"{name} patches inner loops, and ProtoNet has none")
-        return engine_of(problem, model, partial(_prototypes, problem, model, found.nn))
+        return make_engine(problem, model, partial(_prototypes, problem, model, peer.nn))
     on_head = work.family == "anil"
     adapt = INNER_LOOPS[name](
         model.head if on_head else model,  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def engine(name: str, problem: Problem) -> Engine:
             adapted = adapt(sx, sy)
             adapted.backward(criterion(work, adapted.network(qx), qy) / work.tasks)
 
-    return engine_of(problem, model, backward)
+    return make_engine(problem, model, backward)
 
 
 def _prototypes(problem: Problem, model: nn.Module, layers: nn.Module, episodes: Episode) -> None:
@@ -58,5 +58,5 @@ def _prototypes(problem: Problem, model: nn.Module, layers: nn.Module, episodes:
 
 
 def _features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model.features(x)  # type: ignore[operator]
-    return found
+    features: torch.Tensor = model.features(x)  # type: ignore[operator]
+    return features
