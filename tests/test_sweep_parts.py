@@ -30,7 +30,7 @@ from metalearn.sweep.parameters import override
 from metalearn.sweep.request import claim_folder
 from metalearn.sweep.trial_queue import TrialQueue
 from metalearn.sweep.worker import with_group
-from metalearn.tracking.tracker import group_of
+from metalearn.tracking.tracker import group_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -334,7 +334,7 @@ def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> No
 def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "shown", project="waves", entity="team")))
     track = with_group(sweep, sweep.experiment, tmp_path / "out").run.track
-    expected = ("waves", "team", group_of("shown", tmp_path / "out"))
+    expected = ("waves", "team", group_name("shown", tmp_path / "out"))
     assert (track.wandb.project, track.wandb.entity, track.wandb.group) == expected
     assert not track.terminal.on
     assert with_group(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()

@@ -19,7 +19,7 @@ from messages import collect_messages
 from metalearn.config.experiment import parse
 from metalearn.tracking import SINKS, by_wandb, tracker
 from metalearn.tracking.sink import TrackedRun, scalars
-from metalearn.tracking.tracker import Tracker, group_of, grouped
+from metalearn.tracking.tracker import Tracker, group_name, grouped
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 SHORT = {"meta_steps": 6, "validate": {"every": 3, "episodes": 4}}
@@ -97,7 +97,7 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     folder = metalearn.folder / "pair"
     runs = [offline_run(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
     page, _, _ = offline_run(folder)
-    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)}
+    assert {run["run_group"] for run in (*runs, page)} == {group_name("pair", folder)}
     assert page["job_type"] == "report"
     files = media_of(folder)
     assert {"report", "summary", "checks"} <= files and any("steps" in name for name in files)

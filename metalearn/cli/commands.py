@@ -33,7 +33,7 @@ from metalearn.report.section import Question
 from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
     UNFINISHED,
-    changed_data_of,
+    describe_changed_data,
     recorded_tasks,
     resumable,
     run_folders,
@@ -72,7 +72,7 @@ def train(
     for seeded, folder in runs:
         if ranks.on_rank0(partial(status, folder, seeded)) == "finished":
             log.info(f"{folder}: already finished with this config; skipped")
-            if why := ranks.on_rank0(partial(changed_data_of, folder, parts)):
+            if why := ranks.on_rank0(partial(describe_changed_data, folder, parts)):
                 log.warning(f"{folder}: was made with {why}: choose another --out to train on them")
             continue
         results.append((folder, run_one(seeded, folder, parts, ranks=ranks)))

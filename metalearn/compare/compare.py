@@ -19,7 +19,7 @@ from metalearn.run.directory import status, why_other
 from metalearn.run.run import locked, run_locked
 from metalearn.storage import checkpoint
 from metalearn.storage.files import write_json
-from metalearn.tracking.tracker import group_of, grouped, log_page
+from metalearn.tracking.tracker import group_name, grouped, log_page
 
 
 def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
@@ -79,7 +79,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
         if is_finished(name, experiment, folder):
             return
-        row_with_group = grouped(experiment, group_of(plan.name, out))
+        row_with_group = grouped(experiment, group_name(plan.name, out))
         try:
             with locked(folder, ranks):
                 if is_finished(name, experiment, folder):  # finished while this one waited

@@ -22,7 +22,7 @@ from metalearn.machine import Activity, clock_mhz, load_average
 from metalearn.run.signals import signals
 from metalearn.run.timing import TimedRun, open_run, with_timing
 from metalearn.storage.files import read_json, write_json
-from metalearn.storage.schema import RowsTiming, checked, read_result
+from metalearn.storage.schema import RowsTiming, check_schema, read_result
 
 ROUNDS = 5
 FILE = "timing.json"
@@ -113,7 +113,7 @@ def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
     if not file.exists():
         return fresh
     try:
-        timing = checked(RowsTiming, read_json(file), file)
+        timing = check_schema(RowsTiming, read_json(file), file)
     except ConfigError as error:
         log.warning(f"{error}: timing all runs again")
         return fresh

@@ -9,7 +9,7 @@ from metalearn.errors import ConfigError
 from metalearn.report.sections import Section
 from metalearn.results.records import Group, Json, Run
 from metalearn.storage.files import read_json
-from metalearn.storage.schema import Result, checked
+from metalearn.storage.schema import Result, check_schema
 
 
 class SourceScore(NamedTuple):
@@ -53,7 +53,7 @@ def evaluations(run: Run) -> list[Json]:
     files = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
     for path in sorted(files, key=lambda path: int(path.stem)):
         try:
-            result = checked(Result, read_json(path), path)
+            result = check_schema(Result, read_json(path), path)
         except ConfigError:
             continue
         results.append(result)

@@ -21,7 +21,7 @@ from metalearn.report.figures.sweep import (
 from metalearn.report.numbers import word
 from metalearn.report.render import render
 from metalearn.storage.files import read_json, read_lines, write_atomic
-from metalearn.storage.schema import SweepFile, checked
+from metalearn.storage.schema import SweepFile, check_schema
 
 Json = dict[str, Any]
 FIGURES: dict[str, Callable[[SweepData], Figure | None]] = {
@@ -51,7 +51,7 @@ def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
 
 def read_sweep(folder: Path) -> SweepData:
     """Return the sweep of a folder, without running trials."""
-    data = checked(SweepFile, read_json(folder / "sweep.json"), folder / "sweep.json")
+    data = check_schema(SweepFile, read_json(folder / "sweep.json"), folder / "sweep.json")
     metric, trials = data["metric"], data["trials"]
     split, _, name = metric["name"].partition("/")
     curves: dict[int, list[tuple[int, float]]] = {}

@@ -27,7 +27,7 @@ from metalearn.results.schema import Comparison
 from metalearn.results.searches import controls, selection_rows
 from metalearn.results.summary import paired_difference, summary
 from metalearn.storage.files import plain, read_json, write_json
-from metalearn.storage.schema import Request, checked
+from metalearn.storage.schema import Request, check_schema
 
 FILE = "comparison.json"
 # Of intervals and verdicts. 2: two-way random effects, Fieller, contrasts with Holm. 3: verdicts of
@@ -122,7 +122,7 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
 def read_request(root: Path) -> Json:
     """Return comparison-request.json of a directory; empty if there is none."""
     file = root / "comparison-request.json"
-    return dict(checked(Request, read_json(file), file)) if file.exists() else {}
+    return dict(check_schema(Request, read_json(file), file)) if file.exists() else {}
 
 
 def write_comparison(root: Path) -> Path:
@@ -147,7 +147,7 @@ def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
     if not file.exists():
         return None
     try:
-        contents = checked(Comparison, read_json(file), file)
+        contents = check_schema(Comparison, read_json(file), file)
     except ConfigError as error:
         advice = "delete it: `metalearn report` recomputes it from the run directories"
         raise ConfigError(*error.problems, (str(file), advice)) from error

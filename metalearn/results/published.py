@@ -17,7 +17,7 @@ from metalearn.results.costs import learning_cost, up_front_cost
 from metalearn.results.records import Group, Json, Run, at, group, load, mean, run_directories
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import read_json
-from metalearn.storage.schema import Maybe, Open, Text, checked
+from metalearn.storage.schema import Maybe, Open, Text, check_schema
 
 Verdict = Literal["reproduced", "below", "above", "reduced schedule", "not run"]
 
@@ -102,7 +102,7 @@ def read_results(folder: Path) -> dict[str, Json]:
     for file in sorted(folder.glob("*.json")):
         data = read_json(file)
         kind = data.get("kind") if isinstance(data, dict) else None
-        results[file.stem] = checked(KINDS.get(str(kind), _Result), data, file)
+        results[file.stem] = check_schema(KINDS.get(str(kind), _Result), data, file)
     return results
 
 
@@ -223,7 +223,9 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
     """Return a finished comparison as a file of `experiments/results/`.
 
     Raises ConfigError if its comparison.json is missing or damaged."""
-    contents = checked(Comparison, read_json(root / "comparison.json"), root / "comparison.json")
+    contents = check_schema(
+        Comparison, read_json(root / "comparison.json"), root / "comparison.json"
+    )
     groups = {one.label: one for one in group(map(load, run_directories(root)[0]))}
     first = next(iter(groups.values())).first
     task = first.task

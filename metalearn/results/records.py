@@ -19,7 +19,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
 from metalearn.evaluate.cost_block import LEARNING, UNKNOWN, per_task
 from metalearn.storage.files import read_json, read_npz, read_text
-from metalearn.storage.schema import Config, Environment, Line, Result, checked
+from metalearn.storage.schema import Config, Environment, Line, Result, check_schema
 from metalearn.storage.yaml import read_yaml
 
 Array = NDArray[np.float64]
@@ -298,7 +298,7 @@ def load(path: Path) -> Run:
     """Read one finished run directory.
 
     Raises ConfigError with the file that is missing or unreadable."""
-    result = checked(Result, _read_object(path / "result.json"), path / "result.json")
+    result = check_schema(Result, _read_object(path / "result.json"), path / "result.json")
     config, environment = path / "config.yaml", path / "environment.json"
     text = read_text(config) if config.exists() else ""
     config_data = read_yaml(config) if config.exists() else {}
@@ -308,9 +308,9 @@ def load(path: Path) -> Run:
         label=str(result["label"]),
         seed=int(result["seed"]),
         result=result,
-        config=checked(Config, config_data, config) if isinstance(config_data, dict) else {},
+        config=check_schema(Config, config_data, config) if isinstance(config_data, dict) else {},
         config_text=text,
-        environment=checked(Environment, facts, environment),
+        environment=check_schema(Environment, facts, environment),
         metrics=_read_lines(path / "metrics.jsonl"),
     )
 
@@ -332,7 +332,9 @@ def _read_lines(path: Path) -> list[Json]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         try:
-            rows += [checked(Line, json.loads(line), f"{path}:{number}")] if line.strip() else []
+            rows += (
+                [check_schema(Line, json.loads(line), f"{path}:{number}")] if line.strip() else []
+            )
         except ConfigError:
             raise
         except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from metalearn.config.experiment import NOT_IN_HASH, Experiment, load, parse
 from metalearn.config.sources import changed_data
 from metalearn.errors import ConfigError
 from metalearn.storage.files import read_json, write_json, write_yaml
-from metalearn.storage.schema import Environment, checked, read_result
+from metalearn.storage.schema import Environment, check_schema, read_result
 
 # how a run is executed: resume accepts any value
 EXECUTION = tuple(f"run.{name}" for name in NOT_IN_HASH)
@@ -152,7 +152,7 @@ def recorded_tasks(folder: Path) -> dict[str, Any]:
     return dict(_environment(folder).get("tasks") or {})
 
 
-def changed_data_of(folder: Path, parts: Parts) -> str:
+def describe_changed_data(folder: Path, parts: Parts) -> str:
     """Describe a change of a run's data, as the end of a sentence; empty if there is none."""
     recorded, sources = recorded_tasks(folder), {"train": parts.train, "test": parts.test}
     changes = [changed_data(recorded.get(name, {}), source) for name, source in sources.items()]
@@ -161,7 +161,7 @@ def changed_data_of(folder: Path, parts: Parts) -> str:
 
 def require_same_data(folder: Path, parts: Parts) -> None:
     """Raise ConfigError if the data of a run have changed."""
-    if why := changed_data_of(folder, parts):
+    if why := describe_changed_data(folder, parts):
         text = f"was started with {why}: restore them, or start a new run"
         raise ConfigError((str(folder), text))
 
@@ -192,7 +192,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _environment(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
-    return checked(Environment, read_json(path), path) if path.exists() else {}
+    return check_schema(Environment, read_json(path), path) if path.exists() else {}
 
 
 def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:

@@ -46,22 +46,22 @@ from metalearn.run.plan import (
 from metalearn.run.shared_search import search
 from metalearn.run.signals import signals, stop
 from metalearn.run.tuning.choice import (
+    copy_earlier_choice,
     record_trials,
     split_fields,
     store_choice,
     stored_choice,
-    take_over,
     with_choice,
 )
 from metalearn.run.tuning.trials import (
-    measured,
+    measure_cost,
     run_trials,
     score_in_training,
-    score_of,
     trial_folder,
     tune_on_new_tasks,
+    validation_score,
 )
-from metalearn.run.warm_start import folder_of, initial_state, warm_start
+from metalearn.run.warm_start import find_start_run, initial_state, warm_start
 from metalearn.storage.environment import describe
 from metalearn.storage.files import cut_lines, read_json, write_json
 from metalearn.storage.lock import lock_folder
@@ -117,7 +117,7 @@ def run(job: Job) -> Result:
     job, plan = plan_execution(job, state)
     with _resume_hint(job.folder), tracked(job.folder, job.experiment, figures) as tracker:
         job = replace(job, tracker=tracker)
-        take_over(job)
+        copy_earlier_choice(job)
         job, plan, state = tune_training(job, plan, state)
         job, last = meta_train(job, plan, state)
         states, step = tested_states(job, last)
@@ -148,7 +148,9 @@ def begin(
     if parts.learner.normalisation == "running" and parts.method.step is not None:
         ranks.on_rank0(lambda: require_same_statistics(folder))
     if experiment.start:
-        start_run = folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
+        start_run = find_start_run(
+            experiment.start, start_folder or folder, experiment.run.seeds[0]
+        )
         check_weights(start_run, experiment)
     requested = ranks.on_rank0(lambda: request(experiment, folder))
     has_search, has_executor = parts.method.prepare is not None, experiment.run.executor != "auto"
@@ -190,7 +192,7 @@ def validate_once(job: Job, last: MetaState, tested: MetaState) -> None:
         record_trials(job, [recorded])
         return
     job.ranks.on_rank0(lambda: cut_lines(job.metrics, -1))  # lines of an interrupted validation
-    _, cost = measured(job, lambda: validate(job, int(last.step), tested))
+    _, cost = measure_cost(job, lambda: validate(job, int(last.step), tested))
     job.ranks.on_rank0(lambda: write_json(stored, {"cost": cost}))
 
 
@@ -230,7 +232,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
             trial, plan = plan_execution(replace(trial, trial=True), state)
             trial, last = meta_train(trial, plan, state)
             states, step = tested_states(trial, last)
-            return score_in_training(trial, step) or score_of(trial, states[0].meta, {})
+            return score_in_training(trial, step) or validation_score(trial, states[0].meta, {})
     except Diverged as error:
         log.info(f"trial {number} failed and gets the worst score: {error}")
         return -math.inf, experiment.evaluate.steps[0], math.nan

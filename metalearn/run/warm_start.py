@@ -36,7 +36,7 @@ def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
     ]
 
 
-def folder_of(start: str, folder: Path, seed: int) -> Path:
+def find_start_run(start: str, folder: Path, seed: int) -> Path:
     """Return the finished run that `method.start` names.
 
     It is a run directory, a label of the same comparison, or an experiment."""
@@ -60,10 +60,10 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
     state = broadcast_task_state(state, experiment.run.tasks_per_step)
     if not experiment.start or folder is None:
         return state
-    start_run = folder_of(experiment.start, folder, seed)
+    start_run = find_start_run(experiment.start, folder, seed)
     branch = experiment.base_method.rule_branch
-    named = _leaves_of(
-        named_leaves(state.meta), checkpoint.read(best_file(start_run)), start_run, branch
+    named = _load_leaves(
+        named_leaves(state.meta), checkpoint.read(tested_checkpoint(start_run)), start_run, branch
     )
     return state._replace(meta=from_named(state.meta, named))
 
@@ -73,13 +73,13 @@ def warm_start(job: Job) -> tuple[Job, MetaState]:
     state = initial_state(job.experiment, job.parts, job.folder)
     if not job.experiment.start:
         return job, state
-    spent = _spent(read_result(folder_of(job.experiment.start, job.folder, job.seed)))
+    spent = _spent(read_result(find_start_run(job.experiment.start, job.folder, job.seed)))
     for phase, entry in spent.items():
         job.ledger.add(phase, **{"seconds": 0.0, **entry})
     return replace(job, started=spent), state
 
 
-def _leaves_of(
+def _load_leaves(
     own: dict[str, Tensor], named: dict[str, Tensor], folder: Path, branch: str | None
 ) -> dict[str, Tensor]:
     """Return a meta's leaves from another run's checkpoint. Raises ConfigError if one is missing.
@@ -105,7 +105,7 @@ def _leaves_of(
     return {**kept_leaves, **leaves}
 
 
-def best_file(run_folder: Path) -> Path:
+def tested_checkpoint(run_folder: Path) -> Path:
     """Return the checkpoint whose meta a finished run was tested with."""
     step = read_result(run_folder).get("checkpoint_step")
     folder = run_folder / "checkpoints"

@@ -63,7 +63,7 @@ def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
 def numbers(column: Array, name: str, place: str) -> Array:
     """Return a column as finite float64. Raises ConfigError with the first rows that are not."""
     try:
-        column = stacked(column)
+        column = stack_entries(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
             raise TypeError(f"got {column.dtype}")
         if column.dtype.kind in "OUS" and (np.char.find(column.astype(str), "_") >= 0).any():
@@ -79,7 +79,7 @@ def numbers(column: Array, name: str, place: str) -> Array:
     return values
 
 
-def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Array:
+def stack_inputs(columns: dict[str, Array], names: Sequence[str], place: str) -> Array:
     """Return inputs [rows, *X] from columns by name: one array, or [rows, columns] of numbers.
 
     Bytes of images [rows, ..., H, W] become numbers in 0..1."""
@@ -116,7 +116,7 @@ def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
     warn_once(f"{place} {text}, if they are images")
 
 
-def found_inputs(columns: Sequence[str], place: str) -> list[str]:
+def default_inputs(columns: Sequence[str], place: str) -> list[str]:
     """Return the columns of inputs if none are named. Raises ConfigError for an unnamed column.
 
     Such a column is the index of a DataFrame, which reveals the classes of a sorted file."""
@@ -127,14 +127,14 @@ def found_inputs(columns: Sequence[str], place: str) -> list[str]:
     return list(columns)
 
 
-def stacked(column: Array) -> Array:
+def stack_entries(column: Array) -> Array:
     """Stack a column of arrays or lists of one length; return any other unchanged."""
     if column.dtype == object and len(column) and isinstance(column.flat[0], np.ndarray | list):
         return np.stack([np.asarray(entry) for entry in column])
     return column
 
 
-def dense(values: Any, place: str) -> Any:
+def require_dense(values: Any, place: str) -> Any:
     """Return the values. Raises ConfigError if they are masked, sparse or quantized."""
     text = ""
     if np.ma.is_masked(values):
@@ -158,13 +158,13 @@ def has_no_label(column: Array) -> NDArray[np.bool_]:
     return missing
 
 
-def of_text(label: Any) -> str:
+def missing_label_hint(label: Any) -> str:
     """Return a hint about a text of `NO_LABEL` that may be a class; empty for other labels."""
     text = str(label).strip() if isinstance(label, str) else ""
     return f" ({text!r}; rename it if it is a class)" if text else ""
 
 
-def alike(names: Sequence[str]) -> str:
+def similar_names(names: Sequence[str]) -> str:
     """Return two names that differ only in spaces, Unicode form or `.0`; empty without any."""
     spellings: dict[str, str] = {}
     for name in names:
@@ -283,7 +283,7 @@ def _parquet(path: Path, place: str) -> dict[str, Array]:
         table = parquet.read_table(path)
     except (OSError, ArrowException) as error:
         raise DataError((place, f"{path} cannot be read: {error}")) from error
-    return {name: stacked(table[name].to_numpy()) for name in table.column_names}
+    return {name: stack_entries(table[name].to_numpy()) for name in table.column_names}
 
 
 def _npz(path: Path, place: str) -> dict[str, Array]:
@@ -294,7 +294,7 @@ def _npz(path: Path, place: str) -> dict[str, Array]:
         raise _unreadable(path, place, error) from error
 
 
-def by_field(array: Array) -> dict[str, Array]:
+def array_columns(array: Array) -> dict[str, Array]:
     """Return the columns of an array with named fields; any other array is the column x."""
     fields = array.dtype.names
     return {"x": array} if fields is None else {name: array[name] for name in fields}
@@ -302,7 +302,7 @@ def by_field(array: Array) -> dict[str, Array]:
 
 def _npy(path: Path, place: str) -> dict[str, Array]:
     try:
-        return by_field(np.load(path, allow_pickle=False))
+        return array_columns(np.load(path, allow_pickle=False))
     except UNREADABLE as error:
         raise _unreadable(path, place, error) from error
 

@@ -304,16 +304,16 @@ class SweepFile(Open):
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Return result.json of a finished run."""
-    return checked(Result, read_json(folder / "result.json"), folder / "result.json")
+    return check_schema(Result, read_json(folder / "result.json"), folder / "result.json")
 
 
 def check_lines(kind: type[BaseModel], path: Path) -> None:
     """Raise ConfigError if a line does not fit the schema; an incomplete last line is allowed."""
     for number, row in enumerate(read_lines(path), start=1):
-        checked(kind, row, f"{path}, line {number}")
+        check_schema(kind, row, f"{path}, line {number}")
 
 
-def checked(kind: type[BaseModel], data: Any, file: object) -> dict[str, Any]:
+def check_schema(kind: type[BaseModel], data: Any, file: object) -> dict[str, Any]:
     """Return the data if it fits the schema. Raises ConfigError with the keys that do not."""
     try:
         kind.model_validate(data)

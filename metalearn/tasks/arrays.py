@@ -17,11 +17,11 @@ from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import (
-    found_inputs,
-    inputs_of,
+    default_inputs,
     lacks,
     numbers,
     read_columns,
+    stack_inputs,
 )
 from metalearn.tasks.images import SPLITS, check_shares, split_problem
 from metalearn.tasks.store import write_npz
@@ -168,7 +168,7 @@ class Arrays(TaskComponent):
             raise ConfigError(*problems)
         columns = self._read()
         self._check_columns(columns)
-        x = inputs_of(columns, self._inputs(columns), "inputs")
+        x = stack_inputs(columns, self._inputs(columns), "inputs")
         row_names = label_names(columns, self.group, self._target)
         names, labels = np.unique(row_names, return_inverse=True)
         splits = self._split(columns, names, labels)
@@ -258,7 +258,7 @@ class Arrays(TaskComponent):
         reserved = {self._target, self.group, self._split_column(columns)}
         candidates = ["x"] if "x" in columns else [name for name in columns if name not in reserved]
         if self.inputs is None:
-            candidates = found_inputs(candidates, "inputs")
+            candidates = default_inputs(candidates, "inputs")
         if self._target in (self.inputs or ()):
             text = f"{self._target!r} is the target and cannot be an input: remove it"
             raise ConfigError(("inputs", text))
@@ -331,7 +331,7 @@ class Arrays(TaskComponent):
         row_names = label_names(columns, self.group, self._target)
         names, labels = np.unique(row_names, return_inverse=True)
         rows = np.isin(labels, self._split(columns, names, labels)["train"])
-        x = inputs_of(columns, self._inputs(columns), "inputs")
+        x = stack_inputs(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None
         fields, pair = ("moments", "target_moments"), self._moments(x, y, np.flatnonzero(rows))
         return {name: value for name, value in zip(fields, pair) if value is not None}

@@ -48,7 +48,7 @@ def _with_prefix(key: str, error: ValidationError) -> list[Any]:
     ]
 
 
-def options_of(track: Component, name: str) -> SinkOptions:
+def sink_options(track: Component, name: str) -> SinkOptions:
     """Return the options of a sink: its section, or the defaults if a plug-in added it."""
     section = getattr(track, name, None)
     return SINKS[name]() if section is None else section

@@ -19,7 +19,7 @@ from metalearn.logger import log
 from metalearn.storage.checkpoint import steps_in
 from metalearn.storage.files import read_json
 from metalearn.tracking import SINKS
-from metalearn.tracking.settings import options_of
+from metalearn.tracking.settings import sink_options
 from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun
 
 LIMIT = 10.0  # total seconds that a sink may delay a run, and once more at its end
@@ -93,7 +93,9 @@ class Tracker:
 
     def __init__(self, run: TrackedRun, options: Any) -> None:
         first = os.environ.get("RANK", "0") == "0"  # of several processes one logs
-        self._sinks = [_SinkThread(name, options_of(options, name), run) for name in SINKS if first]
+        self._sinks = [
+            _SinkThread(name, sink_options(options, name), run) for name in SINKS if first
+        ]
 
     def rows(self, rows: Sequence[Json]) -> None:
         for thread in self._sinks:
@@ -131,7 +133,7 @@ def tracked(
         tracker.close()
 
 
-def group_of(name: str, folder: Path) -> str:
+def group_name(name: str, folder: Path) -> str:
     """Return the group of all runs of one comparison or sweep; a resumed one has the same."""
     return f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}"
 
@@ -147,7 +149,7 @@ def grouped(experiment: Any, group: str, **more: Any) -> Any:
 
 def log_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
     """Log the report of a comparison or a sweep as a separate run in its group."""
-    track = grouped(experiment, group_of(name, folder)).run.track
+    track = grouped(experiment, group_name(name, folder)).run.track
     tracker = Tracker(
         TrackedRun(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
     )

@@ -19,7 +19,13 @@ from metalearn.losses import PROBABILITIES
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import as_module
-from metalearn.storage.columns import alike, dense, has_no_label, of_text, refuse_rounded
+from metalearn.storage.columns import (
+    has_no_label,
+    missing_label_hint,
+    refuse_rounded,
+    require_dense,
+    similar_names,
+)
 from metalearn.tasks.tables.standardise import Moments, restore, standardise
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
@@ -261,13 +267,13 @@ def _check_steps(steps: Any) -> int:
 def _check_length(y: Any, examples: int) -> None:
     if not hasattr(y, "__len__"):
         raise ConfigError(("y", f"must be a list or an array (got a {type(y).__name__})"))
-    if len(dense(y, "y")) != examples:
+    if len(require_dense(y, "y")) != examples:
         raise ConfigError(("y", f"has {len(y)} entries for {examples} inputs"))
 
 
 def _numbers(values: Any, place: str) -> Tensor:
     """Return real numbers as a tensor. Raises ConfigError for anything else."""
-    array = dense(values, place)
+    array = require_dense(values, place)
     if not isinstance(array, Tensor):
         array = np.asarray(array)
         if array.dtype == object:
@@ -294,7 +300,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
     else:
         labels = np.asarray(y)
         if (missing := has_no_label(labels)).any():
-            raise ConfigError(("y", MISSING + of_text(labels[missing][0])))
+            raise ConfigError(("y", MISSING + missing_label_hint(labels[missing][0])))
         entries = list(_entries(labels if labels.dtype == object else y))
         texts = sum(isinstance(label, str) for label in entries)
         if labels.dtype.kind in "UO" and entries and 0 < texts < len(entries):
@@ -311,7 +317,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
 def refuse_alike(classes: Any) -> None:
     """Raise ConfigError for two labels that differ only in spaces or in Unicode form."""
     texts = [name for name in classes if isinstance(name, str)]
-    if pair := alike(texts):
+    if pair := similar_names(texts):
         text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
         text += ": use one spelling"
         raise ConfigError(("y", text))

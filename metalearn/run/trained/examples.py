@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.storage.columns import found_inputs, inputs_of, numbers, read_columns
+from metalearn.storage.columns import default_inputs, numbers, read_columns, stack_inputs
 from metalearn.tasks.image_folder import decode_images, image_files, list_folder
 from metalearn.types import EpisodeSpec
 
@@ -93,13 +93,13 @@ def _rows(
     table = "x" not in columns or columns["x"].ndim == 1
     names = list(columns) if table else ["x"]
     if table and inputs is None:
-        names = found_inputs(names, place)
+        names = default_inputs(names, place)
     if table and inputs is not None:
         names = list(inputs)
         if missing := [name for name in names if name not in columns]:
             text = f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(columns)}"
             raise ConfigError((place, text))
-    x = inputs_of(columns, names, place)
+    x = stack_inputs(columns, names, place)
     try:
         x = x.reshape(len(x), *spec.x_shape)
     except ValueError as error:

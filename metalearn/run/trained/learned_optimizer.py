@@ -10,7 +10,7 @@ from metalearn.learned_optimizers import torch_optimizer
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent, Theta
 from metalearn.logger import log
 from metalearn.run.directory import stored_experiment
-from metalearn.run.warm_start import best_file
+from metalearn.run.warm_start import tested_checkpoint
 from metalearn.storage import checkpoint
 
 
@@ -71,7 +71,7 @@ def _from_run(folder: Path, file: Path, source: Path) -> tuple[LearnedRuleCompon
 def _tested_checkpoint(folder: Path) -> Path:
     """Return the checkpoint that a finished run was tested with, or the newest one."""
     if (folder / "result.json").exists():
-        return best_file(folder)
+        return tested_checkpoint(folder)
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps:
         text = f"contains no checkpoint yet: continue with metalearn resume {folder}"

@@ -16,7 +16,7 @@ from metalearn.results import records
 from metalearn.rng import fold_in
 from metalearn.run.directory import check_weights, recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task, check_columns
-from metalearn.run.warm_start import best_file
+from metalearn.run.warm_start import tested_checkpoint
 from metalearn.storage import checkpoint
 from metalearn.storage.schema import read_result
 from metalearn.tree import leaves
@@ -114,7 +114,7 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
 
 def _trained_state(folder: Path, like: MetaState) -> MetaState:
     if (folder / "result.json").exists():
-        return checkpoint.load(best_file(folder), like)
+        return checkpoint.load(tested_checkpoint(folder), like)
     newest = checkpoint.newest(folder / "checkpoints", like)
     if newest is None:
         raise ConfigError((str(folder), "contains no valid checkpoint yet"))

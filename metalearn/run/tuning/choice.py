@@ -14,7 +14,7 @@ from metalearn.config.sections import TuneRange
 from metalearn.config.tuning import with_values
 from metalearn.run.job import Job
 from metalearn.storage.files import read_json, write_json
-from metalearn.storage.schema import Choice, checked
+from metalearn.storage.schema import Choice, check_schema
 
 # (file of a choice, stage in which its fields act)
 STAGES = (("training", "training"), ("best", "new tasks"))
@@ -34,7 +34,7 @@ def tunes(experiment: Experiment) -> bool:
     return any(split_fields(experiment)) or experiment.evaluate.headline == "tuned"
 
 
-def take_over(job: Job) -> None:
+def copy_earlier_choice(job: Job) -> None:
     """Under `budget.once`, copy the choice of an earlier, finished seed of this method.
 
     The cost of the copied trials is then recorded like that of an interrupted run."""
@@ -72,7 +72,7 @@ def stored_choice(job: Job, name: str) -> dict[str, Any] | None:
     path = job.folder / "tune" / f"{name}.json"
 
     def read() -> dict[str, Any] | None:
-        return checked(Choice, read_json(path), path) if path.exists() else None
+        return check_schema(Choice, read_json(path), path) if path.exists() else None
 
     choice = job.ranks.on_rank0(read)
     if choice is not None:
@@ -147,7 +147,7 @@ def _values(scores: Iterable[float], metric: str) -> list[float | None]:
 
 def _choices(folder: Path) -> dict[str, dict[str, Any]]:
     paths = {name: folder / "tune" / f"{name}.json" for name, _ in STAGES}
-    return {name: checked(Choice, read_json(p), p) for name, p in paths.items() if p.exists()}
+    return {name: check_schema(Choice, read_json(p), p) for name, p in paths.items() if p.exists()}
 
 
 def _from_seed(folder: Path) -> int | None:

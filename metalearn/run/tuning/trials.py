@@ -46,7 +46,9 @@ def tune_on_new_tasks(job: Job, meta: Meta, step: int | None) -> Job:
         choice = {"parameters": {}, "headline_step": None, "headline": {"cost": {}}}
         choice |= {"trials": [], "edge": []}
         if late:
-            choice |= run_trials(job, late, lambda values, number: score_of(job, meta, values))
+            choice |= run_trials(
+                job, late, lambda values, number: validation_score(job, meta, values)
+            )
         if job.experiment.evaluate.headline == "tuned":
             choice |= _headline(job, meta, step, choice)
         store_choice(job, "best", choice)
@@ -62,12 +64,12 @@ def _headline(job: Job, meta: Meta, step: int | None, choice: dict[str, Any]) ->
         steps = [validation[1]]
     if steps:
         return {"headline_step": steps[0]}
-    scored, cost = measured(job, lambda: score_of(job, meta, values))
+    scored, cost = measure_cost(job, lambda: validation_score(job, meta, values))
     return {"headline_step": scored[1], "headline": {"cost": cost}}
 
 
 def score_in_training(job: Job, step: int | None) -> Score | None:
-    """Return `score_of` the checkpoint of a step from its validation; None without one."""
+    """Return the `validation_score` of a step's checkpoint from metrics.jsonl; None without one."""
     for row in job.ranks.on_rank0(lambda: read_lines(job.metrics)):
         if row.get("split") == "valid" and row["step"] == step:
             spread = row.get("accuracy_ci95") if "accuracy" in row else row.get("loss_ci95")
@@ -75,7 +77,7 @@ def score_in_training(job: Job, step: int | None) -> Score | None:
     return None
 
 
-def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> Score:
+def validation_score(job: Job, meta: Meta, values: dict[str, Any]) -> Score:
     """Return (validation score, its step, spread) of the experiment with `values`; higher is
     better."""
     experiment, parts = job.experiment, job.parts
@@ -150,11 +152,11 @@ def _outcome(
     if old is not None and old["parameters"] == values:
         record_trials(job, [old])
         return {**old, "score": -math.inf if old["score"] is None else float(old["score"])}
-    score, cost = measured(job, lambda: objective(values, number))
+    score, cost = measure_cost(job, lambda: objective(values, number))
     return {"parameters": values, "score": float(score[0]), "step": score[1], "cost": cost}
 
 
-def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
+def measure_cost(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
     """Return the result of `act`, and its cost, which is recorded as tuning with its time."""
     before = job.ledger.totals().get("tune", {})
     with job.ledger.span("tune"):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
 from metalearn.logger import warn_once
-from metalearn.storage.columns import alike, has_no_label, of_text, read_columns
+from metalearn.storage.columns import has_no_label, missing_label_hint, read_columns, similar_names
 
 SPLIT_NAMES = {
     "train": "train",
@@ -95,7 +95,7 @@ def _listing(entries: list[Entry], root: Path) -> Listing:
     if len(names) < 2:
         text = f"{root} contains {len(names)} class folders; a task needs at least 2"
         raise DataError(("path", text))
-    if pair := alike(names):
+    if pair := similar_names(names):
         text = f"classes {pair} differ only in spaces, Unicode form or .0: use one name"
         raise DataError(("path", f"{root}: {text}"))
     rows = [sorted(groups[name]) for name in names]
@@ -179,7 +179,7 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
     unlabelled = has_no_label(columns[label_column])
     labelled = zip(names, columns[label_column], unlabelled, strict=True)
-    blank = [name + of_text(value) for name, value, no_label in labelled if no_label]
+    blank = [name + missing_label_hint(value) for name, value, no_label in labelled if no_label]
     texts = [
         (f"{labels} names files that are not in {root}: ", lost),
         (f"{labels} names files twice: ", twice),

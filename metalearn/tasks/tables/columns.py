@@ -18,14 +18,14 @@ from metalearn import rng
 from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 from metalearn.storage.columns import (
-    alike,
-    by_field,
-    dense,
+    array_columns,
     has_no_label,
     is_missing,
-    of_text,
+    missing_label_hint,
     refuse_rounded,
-    stacked,
+    require_dense,
+    similar_names,
+    stack_entries,
 )
 
 Array = npt.NDArray[Any]
@@ -49,9 +49,9 @@ def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
     columns by name. Rows of a torch Dataset are (x, y), a dict, or x alone. A mapping of splits to
     any of these (such as a DatasetDict) gets a column `split`. ConfigError for anything else."""
-    data = dense(data, "x")
+    data = require_dense(data, "x")
     if isinstance(data, np.ndarray):
-        return {name: to_array(column) for name, column in by_field(data).items()}
+        return {name: to_array(column) for name, column in array_columns(data).items()}
     if isinstance(data, torch.Tensor):
         return {"x": to_array(data)}
     if isinstance(data, Mapping):
@@ -156,7 +156,7 @@ def _to_numpy(values: torch.Tensor) -> Array:
 
 def to_array(values: Any) -> Array:
     """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
-    values = dense(values, "x")
+    values = require_dense(values, "x")
     if isinstance(values, torch.Tensor):
         return _to_numpy(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
@@ -176,7 +176,7 @@ def to_array(values: Any) -> Array:
     if array.dtype != object:
         return array
     try:
-        array = stacked(array)
+        array = stack_entries(array)
     except ValueError as error:
         raise ConfigError(("x", f"rows have different shapes ({error})")) from error
     if array.dtype != object:
@@ -234,7 +234,8 @@ def label_names(columns: dict[str, Array], group: str | None, target: str) -> Ar
         raise ConfigError((field, text))
     if (unlabelled := np.flatnonzero(has_no_label(column))).size:
         text = "has no label" if str(column[unlabelled[0]]).strip() else "is empty"
-        text += f" in row {unlabelled[0] + 1}{of_text(column[unlabelled[0]])}: remove such rows"
+        hint = missing_label_hint(column[unlabelled[0]])
+        text += f" in row {unlabelled[0] + 1}{hint}: remove such rows"
         raise ConfigError((field, text))
     if column.dtype == object and _is_mixed(column.tolist()):
         raise ConfigError((field, "mixes strings with numbers: use labels of one type"))
@@ -251,7 +252,7 @@ def label_names(columns: dict[str, Array], group: str | None, target: str) -> Ar
 
 def _check_names(names: Sequence[str], field: str) -> None:
     """ConfigError for two that are written otherwise alone; a warning of what may be no label."""
-    if pair := alike(names):
+    if pair := similar_names(names):
         text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
         raise ConfigError((field, f"{text}: use one spelling"))
     for name in names:
