@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.kernels import choice, draw, draw_in_torch
-from metalearn.kernels.choice import Ways
+from metalearn.kernels.choice import Implementations
 from metalearn.rng import fold_in
 
 
@@ -38,7 +38,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Callable[..., Tensor], floa
     found: dict[Callable[..., Tensor], float] = {doubled: 1.0, added: 2.0}
     monkeypatch.delenv("METALEARN_TRITON", raising=False)
     monkeypatch.setattr(choice, "available", lambda: True)
-    monkeypatch.setattr(choice, "_seconds", lambda way, args: found[way])
+    monkeypatch.setattr(choice, "_seconds", lambda function, args: found[function])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(choice, "_chosen", {})
     monkeypatch.setattr(choice, "_measured", [])
@@ -51,7 +51,9 @@ def runs(
     x: Tensor,
     exact: bool = True,
 ) -> str:
-    assert torch.equal(choice.run(Ways("twice", in_triton, in_torch, exact), x), doubled(x))
+    assert torch.equal(
+        choice.run(Implementations("twice", in_triton, in_torch, exact), x), doubled(x)
+    )
     return choice.measured()[-1][1]
 
 
@@ -82,11 +84,11 @@ def test_nothing_is_measured_in_a_capture_nor_where_it_cannot_run(
 ) -> None:
     x = torch.ones(3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    choice.run(Ways("twice", broken, added, False), x)
+    choice.run(Implementations("twice", broken, added, False), x)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    choice.run(Ways("twice", broken, added, False), x.long())
+    choice.run(Implementations("twice", broken, added, False), x.long())
     monkeypatch.setattr(choice, "available", lambda: False)
-    choice.run(Ways("twice", broken, added, False), x)
+    choice.run(Implementations("twice", broken, added, False), x)
     assert choice.measured() == []
 
 
@@ -102,9 +104,9 @@ def test_numbers_on_which_no_time_depends_are_no_case_of_their_own(
     def row(x: Tensor, first: int) -> Tensor:
         return x + first
 
-    ways, seconds[row] = Ways("row", row, row, True, (1,)), 1.0
+    implementations, seconds[row] = Implementations("row", row, row, True, (1,)), 1.0
     for first in range(3):
-        assert torch.equal(choice.run(ways, torch.ones(3), first), torch.ones(3) + first)
+        assert torch.equal(choice.run(implementations, torch.ones(3), first), torch.ones(3) + first)
     assert len(choice.measured()) == 1
 
 
@@ -113,9 +115,9 @@ def test_one_wrong_number_among_many_is_found(value: float) -> None:
     right = torch.ones(100_000)
     wrong = right.clone()
     wrong[7] = value
-    assert choice._near(right, right) and choice._near(right * 1.001, right)
-    assert not choice._near(wrong, right)
-    assert choice._near(wrong, wrong) and not choice._near(right, wrong)
+    assert choice._is_close(right, right) and choice._is_close(right * 1.001, right)
+    assert not choice._is_close(wrong, right)
+    assert choice._is_close(wrong, wrong) and not choice._is_close(right, wrong)
 
 
 def test_with_deterministic_algorithms_no_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_with_deterministic_algorithms_no_clock_decides(monkeypatch: pytest.Monk
 def test_it_can_be_forced_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_TRITON", "1")
     with pytest.raises(RuntimeError, match="no such instruction"):
-        choice.run(Ways("twice", broken, added, False), torch.ones(3))
+        choice.run(Implementations("twice", broken, added, False), torch.ones(3))
 
 
 def test_draws_take_torchs_operators_where_own_kernels_are_switched_off(

@@ -1,4 +1,4 @@
-"""C++ operators: each source file is compiled once a machine, cached, and loaded through ctypes.
+"""C++ operators: each source file is compiled once per machine, cached, and loaded by ctypes.
 
 Without a compiler, or with METALEARN_NATIVE=0, nothing is built, and callers use torch's operators.
 """
@@ -27,59 +27,59 @@ FLAGS = (
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, g++ or clang++, the first that is there."""
+    """Return the path of the C++ compiler: the first of $CXX, g++ and clang++ that exists."""
     names = (os.environ.get("CXX"), "g++", "clang++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def folder() -> Path:
-    """The cache of built libraries."""
+    """Return the cache folder of compiled libraries."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "metalearn" / "native"
 
 
 def load(source: Path, *headers: Path) -> tuple[ctypes.CDLL | None, str | None]:
-    """(the library of `source`, which includes `headers`, and None), or (None and the reason)."""
+    """Return (the library of `source`, which includes `headers`; None), or (None, the reason)."""
     if os.environ.get("METALEARN_NATIVE", "1") == "0":
         return None, "disabled by METALEARN_NATIVE=0"
-    made_by = compiler()
-    if made_by is None:
+    compiler_path = compiler()
+    if compiler_path is None:
         return None, "no C++ compiler was found (g++ or clang++)"
     try:
-        return ctypes.CDLL(str(_built(source, headers, made_by))), None
+        return ctypes.CDLL(str(_build(source, headers, compiler_path))), None
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        return None, f"{made_by} could not build it: {lines[-1] if lines else error}"
+        return None, f"{compiler_path} could not build it: {lines[-1] if lines else error}"
 
 
-def _built(source: Path, headers: tuple[Path, ...], made_by: str) -> Path:
-    """The library for this source, compiler and processor; built beside its place and renamed, so
-    that it is never incomplete.
-    """
-    texts = (path.read_text() for path in (source, *headers))
-    inputs = "\n".join((*texts, made_by, *FLAGS, platform.machine(), _processor()))
-    path = folder() / f"{source.stem}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".so")
-    os.close(handle)
+def _build(source: Path, headers: tuple[Path, ...], compiler_path: str) -> Path:
+    """Return the library for this source, compiler and processor.
+
+    It is compiled to a temporary file and renamed, so that it is never incomplete."""
+    contents = (path.read_text() for path in (source, *headers))
+    inputs = "\n".join((*contents, compiler_path, *FLAGS, platform.machine(), _processor()))
+    library = folder() / f"{source.stem}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=library.parent, suffix=".so")
+    os.close(descriptor)
     try:
         subprocess.run(
-            [made_by, *FLAGS, "-o", draft, str(source)],
+            [compiler_path, *FLAGS, "-o", temporary, str(source)],
             check=True,
             capture_output=True,
             text=True,
             timeout=300,
         )
-        os.replace(draft, path)
+        os.replace(temporary, library)
     finally:
-        Path(draft).unlink(missing_ok=True)
-    return path
+        Path(temporary).unlink(missing_ok=True)
+    return library
 
 
 def _processor() -> str:
-    """What -march=native depends on: the processor's features, where the system lists them."""
+    """Return what -march=native depends on: the processor's features, if the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

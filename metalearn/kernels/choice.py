@@ -24,21 +24,21 @@ Operator = Callable[..., Any]
 Choice = tuple[str, str, float | None, float | None]
 TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 REPEATS = 5
-FAR = 1e-2  # in units of a result's largest number: the largest difference between both
-FAR_BFLOAT16 = 3e-2  # the same in a type whose last place is 2^-8
+TOLERANCE = 1e-2  # largest difference of two results, relative to the largest number
+TOLERANCE_BFLOAT16 = 3e-2  # the same in a type whose last place is 2^-8
 SLEEP = 1_000_000  # clock cycles in which the host queues what is timed
 _chosen: dict[Any, bool] = {}  # whether Triton runs
 _measured: list[Choice] = []  # what was measured, for a report
 
 
-class Ways(NamedTuple):
-    """Two functions of the same arguments with the same results."""
+class Implementations(NamedTuple):
+    """Two implementations of an operator: functions of the same arguments with the same results."""
 
     name: str
     in_triton: Operator
     in_torch: Operator
     exact: bool
-    data: tuple[int, ...] = ()  # places of numbers on which no time depends
+    data: tuple[int, ...] = ()  # indices of numbers on which no time depends
 
 
 def register(
@@ -49,102 +49,111 @@ def register(
     exact: bool = False,
     data: tuple[int, ...] = (),
 ) -> None:
-    """The functions `names` of two modules as CUDA kernels of the operators of these names.
+    """Register the functions `names` of two modules as CUDA kernels of operators of these names.
 
-    `exact`: their results are equal bit for bit, and their arguments of any type. `data`: places
-    of arguments whose values do not count in the choice."""
+    `exact`: their results are bitwise equal, and their arguments of any type. `data`: indices of
+    arguments whose values do not count in the choice."""
     for name in names:
-        ways = Ways(name, getattr(in_triton, name), getattr(in_torch, name), exact, data)
-        library.impl(name, partial(run, ways), "CUDA")
+        implementations = Implementations(
+            name, getattr(in_triton, name), getattr(in_torch, name), exact, data
+        )
+        library.impl(name, partial(run, implementations), "CUDA")
 
 
 def measured() -> list[Choice]:
-    """(operator and shapes, the one that runs, seconds of Triton's, of torch's) in this process."""
+    """Return what was measured in this process.
+
+    (operator and shapes, the implementation that runs, seconds of Triton's, seconds of torch's)"""
     return list(_measured)
 
 
-def run(ways: Ways, *args: Any) -> Any:
-    """The results of the implementation that was or is chosen."""
-    return (ways.in_triton if _prefers_triton(ways, args) else ways.in_torch)(*args)
+def run(operator: Implementations, *args: Any) -> Any:
+    """Return the results of the implementation that was chosen earlier, or is chosen now."""
+    return (operator.in_triton if _prefers_triton(operator, args) else operator.in_torch)(*args)
 
 
-def _prefers_triton(ways: Ways, args: tuple[Any, ...]) -> bool:
-    if not available() or not (ways.exact or _one_type(args)):
+def _prefers_triton(operator: Implementations, args: tuple[Any, ...]) -> bool:
+    if not available() or not (operator.exact or _one_type(args)):
         return False
     if os.environ.get("METALEARN_TRITON") == "1":
         return True
-    forms = [_form(value) for place, value in enumerate(args) if place not in ways.data]
-    key = ways.name, torch.are_deterministic_algorithms_enabled(), *forms
+    relevant = (argument for index, argument in enumerate(args) if index not in operator.data)
+    key = operator.name, torch.are_deterministic_algorithms_enabled(), *map(_signature, relevant)
     if key not in _chosen:
         if torch.cuda.is_current_stream_capturing():
             return False
-        _chosen[key] = _is_faster(ways, args)
+        _chosen[key] = _is_faster(operator, args)
     return _chosen[key]
 
 
 def _one_type(args: tuple[Any, ...]) -> bool:
-    """Whether all arrays have one floating-point type, but for those of integers."""
+    """Return whether all arrays but those of integers have one floating-point type."""
     arrays = [value for value in args if isinstance(value, Tensor)]
     kinds = {value.dtype for value in arrays if value.dtype != torch.int64}
     return len(kinds) == 1 and kinds <= TYPES
 
 
-def _form(value: Any) -> Any:
+def _signature(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.shape, value.dtype, value.device
 
 
-def _is_faster(ways: Ways, args: tuple[Any, ...]) -> bool:
-    what = " ".join((ways.name, *(_words(value) for value in args)))
-    right = ways.in_torch(*args)
+def _is_faster(operator: Implementations, args: tuple[Any, ...]) -> bool:
+    call = " ".join((operator.name, *(_describe(argument) for argument in args)))
+    expected = operator.in_torch(*args)
     try:
-        found, near = ways.in_triton(*args), torch.equal if ways.exact else _near
-        agree = all(near(one, other) for one, other in zip(_list(found), _list(right)))
-        problem = None if agree else "its results differ from those of torch's operators"
+        results, agrees = operator.in_triton(*args), torch.equal if operator.exact else _is_close
+        pairs = zip(_as_list(results), _as_list(expected))
+        all_agree = all(agrees(result, reference) for result, reference in pairs)
+        problem = None if all_agree else "its results differ from those of torch's operators"
     except Exception as error:  # whatever a compiler raises: torch's operators are always there
         problem = f"{type(error).__name__}: {first_line(error)}"
     if problem is not None:
-        log.warning(f"the Triton kernel of {what} is not used: {problem}")
-        _measured.append((what, "torch", None, None))
+        log.warning(f"the Triton kernel of {call} is not used: {problem}")
+        _measured.append((call, "torch", None, None))
         return False
-    if not ways.exact or torch.are_deterministic_algorithms_enabled():
-        _measured.append((what, "triton", None, None))
+    if not operator.exact or torch.are_deterministic_algorithms_enabled():
+        _measured.append((call, "triton", None, None))
         return True
-    ours, theirs = (_seconds(way, args) for way in (ways.in_triton, ways.in_torch))
-    _measured.append((what, "triton" if ours <= theirs else "torch", ours, theirs))
-    return ours <= theirs
+    triton_seconds, torch_seconds = (
+        _seconds(function, args) for function in (operator.in_triton, operator.in_torch)
+    )
+    faster = "triton" if triton_seconds <= torch_seconds else "torch"
+    _measured.append((call, faster, triton_seconds, torch_seconds))
+    return triton_seconds <= torch_seconds
 
 
-def _list(results: Any) -> list[Tensor]:
+def _as_list(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    """Whether two results agree: finite at the same places, and nowhere far apart there."""
-    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+def _is_close(result: Tensor, reference: Tensor) -> bool:
+    """Return whether two results agree: finite at the same indices, and close there."""
+    if result.shape != reference.shape or not torch.equal(result.isfinite(), reference.isfinite()):
         return False
-    finite, far = other.isfinite(), FAR_BFLOAT16 if other.dtype == torch.bfloat16 else FAR
-    one, other = one[finite].double(), other[finite].double()
-    if not other.numel():
+    finite = reference.isfinite()
+    tolerance = TOLERANCE_BFLOAT16 if reference.dtype == torch.bfloat16 else TOLERANCE
+    result, reference = result[finite].double(), reference[finite].double()
+    if not reference.numel():
         return True
-    return bool((one - other).abs().max() <= far * other.abs().max() + 1e-6)
+    return bool((result - reference).abs().max() <= tolerance * reference.abs().max() + 1e-6)
 
 
-def _seconds(way: Operator, args: tuple[Any, ...]) -> float:
-    """The least time of a call, by the device's clock."""
+def _seconds(function: Operator, args: tuple[Any, ...]) -> float:
+    """Return the least time of a call, by the device's clock."""
     least = float("inf")
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if hasattr(torch._C, "_cuda_sleep"):  # else the launches of the host are timed
             torch.cuda._sleep(SLEEP)
         start.record()
-        way(*args)
+        function(*args)
         end.record()
         end.synchronize()
         least = min(least, start.elapsed_time(end) / 1000)
     return least
 
 
-def _words(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "x".join(map(str, value.shape)) if isinstance(value, Tensor) else str(value)

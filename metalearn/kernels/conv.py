@@ -1,7 +1,7 @@
 """Convolution, channels last, with weights for each task, differentiable any number of times.
 
-Three operators do the work, on a CPU by conv.cpp and on CUDA by gather_conv.py, each one's
-derivatives being the other two; x [G, B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B,
+Three operators, on a CPU from conv.cpp and on CUDA from gather_conv.py; the derivatives of each are
+the other two; x [G, B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B,
 Ho, Wo, F], padding k // 2:
 
     conv(x, w)          y[o] = sum_a w[a]^T x[s o + a - k // 2]
@@ -55,14 +55,14 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
 
 
 def _autocast(value: Tensor) -> Tensor:
-    """In the type that autocast gives to convolutions of CUDA, where it is on."""
+    """Return `value` in the type that autocast gives to convolutions on CUDA, if it is enabled."""
     if not torch.is_autocast_enabled("cuda"):
         return value
     return value.to(torch.get_autocast_dtype("cuda"))
 
 
 def _run(
-    what: int,
+    operation: int,
     a: Tensor,
     b: Tensor,
     out: Tensor,
@@ -70,23 +70,23 @@ def _run(
     w: tuple[int, ...],
     stride: int,
 ) -> Tensor:
-    """Call the kernel: 0 forward, 1 input gradient, 2 weight gradient; x and w are the shapes of
-    the convolution.
-    """
-    found = native.kernel()
-    assert found is not None
+    """Call the compiled function: 0 forward, 1 input gradient, 2 weight gradient.
+
+    x and w are the shapes of the convolution."""
+    compiled = native.kernel()
+    assert compiled is not None
     a, b = a.contiguous(), b.contiguous()
     if out.numel() == 0 or a.numel() == 0 or b.numel() == 0:
         return out.zero_()
     groups, batch, height, width, channels = x
-    at = (groups, batch, height, width, channels, w[-1], w[1], stride, w[0])
-    found.convolution(
-        what,
+    sizes = (groups, batch, height, width, channels, w[-1], w[1], stride, w[0])
+    compiled.convolution(
+        operation,
         a.element_size(),
         a.data_ptr(),
         b.data_ptr(),
         out.data_ptr(),
-        *at,
+        *sizes,
         torch.get_num_threads(),
     )
     return out
@@ -163,13 +163,13 @@ class _Conv(torch.autograd.Function):
         x, w = ctx.saved_tensors
         need_x, need_w, _ = ctx.needs_input_grad
         dx = conv_input(grad, w, ctx.stride, x.shape[2], x.shape[3]) if need_x else None
-        return dx, _weights_of(x, grad, ctx.stride, w) if need_w else None, None
+        return dx, _weight_grad(x, grad, ctx.stride, w) if need_w else None, None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, stride: int
     ) -> tuple[Tensor, int]:
-        return _weighted(conv, info.batch_size, in_dims, x, w, stride)
+        return _vmap_conv(conv, info.batch_size, in_dims, x, w, stride)
 
 
 class _ConvInput(torch.autograd.Function):
@@ -190,7 +190,7 @@ class _ConvInput(torch.autograd.Function):
         g, w = ctx.saved_tensors
         need_g, need_w, *_ = ctx.needs_input_grad
         dg = conv(grad, w, ctx.stride) if need_g else None
-        return dg, _weights_of(grad, g, ctx.stride, w) if need_w else None, None, None, None
+        return dg, _weight_grad(grad, g, ctx.stride, w) if need_w else None, None, None, None
 
     @staticmethod
     def vmap(
@@ -202,7 +202,7 @@ class _ConvInput(torch.autograd.Function):
         height: int,
         width: int,
     ) -> tuple[Tensor, int]:
-        return _weighted(conv_input, info.batch_size, in_dims, g, w, stride, height, width)
+        return _vmap_conv(conv_input, info.batch_size, in_dims, g, w, stride, height, width)
 
 
 class _ConvWeight(torch.autograd.Function):
@@ -230,8 +230,8 @@ class _ConvWeight(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         x = _front(x, in_dims[0], info.batch_size)
         g = _front(g, in_dims[1], info.batch_size)
-        made = conv_weight(_flat(x), _flat(g), stride, size)
-        return made.reshape(info.batch_size, -1, *made.shape[1:]), 0
+        dw = conv_weight(_flat(x), _flat(g), stride, size)
+        return dw.reshape(info.batch_size, -1, *dw.shape[1:]), 0
 
 
 def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -246,15 +246,15 @@ def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
     return cast(Tensor, _ConvWeight.apply(x, g, stride, size))  # type: ignore[no-untyped-call]
 
 
-def _weights_of(x: Tensor, g: Tensor, stride: int, w: Tensor) -> Tensor:
-    """The gradient of weights shaped as w: over all groups together where they share them."""
+def _weight_grad(x: Tensor, g: Tensor, stride: int, w: Tensor) -> Tensor:
+    """Return the gradient of weights shaped as w, summed over all groups if they share them."""
     if w.shape[0] == 1 and x.shape[0] > 1:
         x, g = x.reshape(1, -1, *x.shape[2:]), g.reshape(1, -1, *g.shape[2:])
     return conv_weight(x, g, stride, w.shape[1])
 
 
 def _front(value: Tensor, dim: int | None, count: int) -> Tensor:
-    """The batch axis first; made by repetition where there is none."""
+    """Return `value` with the batch axis first, added by repetition if there is none."""
     return value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
@@ -263,13 +263,13 @@ def _flat(value: Tensor) -> Tensor:
     return value.reshape(-1, *value.shape[2:])
 
 
-def _weighted(
+def _vmap_conv(
     op: Callable[..., Tensor],
     count: int,
     in_dims: tuple[Any, ...],
     x: Tensor,
     w: Tensor,
-    *rest: int,
+    *options: int,
 ) -> tuple[Tensor, int]:
     """vmap of conv and conv_input: tasks become groups, or, where all groups share their weights,
     just more images.
@@ -277,14 +277,14 @@ def _weighted(
     x = _front(x, in_dims[0], count)  # [V, G, B, ...]
     groups, batch = x.shape[1:3]
     if in_dims[1] is None and w.shape[0] == 1:
-        y = op(_flat(x), w, *rest)
+        y = op(_flat(x), w, *options)
     elif in_dims[1] is None:
-        y = op(x.transpose(0, 1).reshape(groups, count * batch, *x.shape[3:]), w, *rest)
+        y = op(x.transpose(0, 1).reshape(groups, count * batch, *x.shape[3:]), w, *options)
         return y.reshape(groups, count, batch, *y.shape[2:]), 1
     else:
         w = _front(w, in_dims[1], count)
         images = (
             _flat(x) if w.shape[1] == groups else x.reshape(count, groups * batch, *x.shape[3:])
         )
-        y = op(images, _flat(w), *rest)
+        y = op(images, _flat(w), *options)
     return y.reshape(count, groups, batch, *y.shape[2:]), 0

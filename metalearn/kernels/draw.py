@@ -1,6 +1,6 @@
-"""Draws of image episodes as operators on CUDA: a Triton kernel each, or torch's operators.
+"""Sampling of image episodes as operators on CUDA: a Triton kernel each, or torch's operators.
 
-Where Triton is absent, or an episode too large for it, callers take draw_in_torch.py instead."""
+Without Triton, or if an episode is too large for it, draw_in_torch.py is called instead."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ choice.register(
 
 
 def _rows_fake(
-    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *sizes: int
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *numbers: int
 ) -> Rows:
-    of = Sizes(*sizes)
-    lengths = of.ways, *[of.ways * of.shots] * 2, *[of.ways * of.queries] * 2
+    sizes = Sizes(*numbers)
+    lengths = sizes.ways, *[sizes.ways * sizes.shots] * 2, *[sizes.ways * sizes.queries] * 2
     return Rows(key.new_empty(tasks), *(key.new_empty(tasks, length) for length in lengths))
 
 
@@ -54,28 +54,28 @@ torch.library.register_fake(
 _ops = torch.ops.metalearn
 
 
-def _is_in_triton(given: Tensor) -> bool:
-    return given.is_cuda and available() and own_kernels()
+def _is_in_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda and available() and own_kernels()
 
 
 def episode_rows(
-    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, of: Sizes
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, sizes: Sizes
 ) -> Rows:
-    """The choices of episodes first .. first + T - 1 of a key []."""
-    if _is_in_triton(key) and draw_in_triton.fits(of):
-        return Rows(*_ops.episode_rows(key, counts, starts, first, tasks, *of))
-    return draw_in_torch.episode_rows(key, counts, starts, first, tasks, *of)
+    """Return the choices of episodes first .. first + T - 1 of a key []."""
+    if _is_in_triton(key) and draw_in_triton.fits(sizes):
+        return Rows(*_ops.episode_rows(key, counts, starts, first, tasks, *sizes))
+    return draw_in_torch.episode_rows(key, counts, starts, first, tasks, *sizes)
 
 
 def scaled_rows(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
-    """Images as numbers: pool [images, bytes] uint8, rows [B], scale [] -> [B, bytes]."""
+    """Return images as numbers: pool [images, bytes] uint8, rows [B], scale [] -> [B, bytes]."""
     if _is_in_triton(pool):
         return cast(Tensor, _ops.scaled_rows(pool, rows.contiguous(), scale))
     return draw_in_torch.scaled_rows(pool, rows, scale)
 
 
 def fold_in(key: Tensor, number: Tensor) -> Tensor:
-    """rng.fold_in of a key [] and a number []."""
+    """Return rng.fold_in of a key [] and a number []."""
     if _is_in_triton(key):
         return cast(Tensor, _ops.fold_in(key, number))
     return draw_in_torch.fold_in(key, number)

@@ -24,7 +24,7 @@ class Rows(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of an episode and of the classes it is drawn from."""
+    """Sizes of an episode and of the classes that it is sampled from."""
 
     ways: int
     shots: int
@@ -35,74 +35,74 @@ class Sizes(NamedTuple):
 
 
 def episode_rows(
-    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *sizes: int
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *numbers: int
 ) -> Rows:
-    """Episodes first .. first + T - 1 of a key [], classes of `counts` rows from `starts` on.
+    """Return episodes first .. first + T - 1 of a key []; classes are `counts` rows from `starts`.
 
-    `sizes` are those of `Sizes`."""
-    of = Sizes(*sizes)
+    `numbers` are the fields of `Sizes`."""
+    sizes = Sizes(*numbers)
     keys = rng.fold_in(key, torch.arange(first, first + tasks, device=key.device))
-    words = words_of(of, str(key.device))
-    classes, class_order, examples, example_order, turns, support, query = words(keys)
+    random_words = words_of(sizes, str(key.device))
+    classes, class_order, examples, example_order, turns, support, query = random_words(keys)
     if class_order.shape[-1]:
-        class_ids = rng.floyd(classes, class_order, of.classes)
+        class_ids = rng.floyd(classes, class_order, sizes.classes)
     else:
-        class_ids = classes.argsort(-1)[..., : of.ways]
-    rows = _choose_rows(examples, example_order, class_ids, counts, starts, of)
-    if of.turned:
-        rows = rows + rng.below(turns.unsqueeze(-1), 4) * of.turned
-    support_rows = _permuted(support, rows[..., : of.shots])
-    query_rows = _permuted(query, rows[..., of.shots :])
+        class_ids = classes.argsort(-1)[..., : sizes.ways]
+    rows = _choose_rows(examples, example_order, class_ids, counts, starts, sizes)
+    if sizes.turned:
+        rows = rows + rng.below(turns.unsqueeze(-1), 4) * sizes.turned
+    support_rows = _permuted(support, rows[..., : sizes.shots])
+    query_rows = _permuted(query, rows[..., sizes.shots :])
     return Rows(*(rows.contiguous() for rows in (keys, class_ids, *support_rows, *query_rows)))
 
 
 def _choose_rows(
-    words: Tensor, order: Tensor, class_ids: Tensor, counts: Tensor, starts: Tensor, of: Sizes
+    words: Tensor, order: Tensor, class_ids: Tensor, counts: Tensor, starts: Tensor, sizes: Sizes
 ) -> Tensor:
-    """K + Q different rows of each class, in random order: [T, N, K + Q].
+    """Return K + Q different rows of each class, in random order: [T, N, K + Q].
 
     words [T, N m] and order [T, N (K + Q)] or [T, 0] are those of `words_of`."""
-    each, tasks = of.shots + of.queries, class_ids.shape[0]
-    words = words.reshape(tasks, of.ways, words.shape[-1] // of.ways)
+    examples, tasks = sizes.shots + sizes.queries, class_ids.shape[0]
+    words = words.reshape(tasks, sizes.ways, words.shape[-1] // sizes.ways)
     if order.shape[-1]:
         order = order.reshape(words.shape)
-        chosen = rng.floyd(words, order, of.same or counts[class_ids])
+        chosen = rng.floyd(words, order, sizes.same or counts[class_ids])
     else:
-        chosen = words.argsort(-1)[..., :each]
+        chosen = words.argsort(-1)[..., :examples]
     return chosen + starts[class_ids].unsqueeze(-1)
 
 
 def _permuted(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [T, N, R] and labels along N of one part, permuted by words [T, N R]: twice [T, N R]."""
-    tasks, ways, each = rows.shape
+    """Return rows [T, N, R] and labels along N, permuted by words [T, N R]: twice [T, N R]."""
+    tasks, classes, examples = rows.shape
     order = words.argsort(-1)
-    labels = order // each if each > 1 else order
-    return rows.reshape(tasks, ways * each).gather(-1, order), labels
+    labels = order // examples if examples > 1 else order
+    return rows.reshape(tasks, classes * examples).gather(-1, order), labels
 
 
 @functools.cache
-def words_of(of: Sizes, device: str) -> rng.Words:
-    """All random numbers of an episode: draws and order of classes, draws and order of the examples
-    of each class, turns, permutations of support and query.
+def words_of(sizes: Sizes, device: str) -> rng.Words:
+    """Return the generator of all random numbers of an episode.
 
-    Make it outside of traces: it holds tensors."""
-    each, places = of.shots + of.queries, range(of.ways)
+    Samples and order of classes, samples and order of the examples of each class, turns,
+    permutations of support and query. Call it outside of traces: the result has tensors."""
+    examples, classes = sizes.shots + sizes.queries, range(sizes.ways)
 
     def choice(starts: Sequence[rng.Chain], size: int, count: int) -> list[list[rng.Chain]]:
-        all_sorted = size > 0 and rng.sorts_all(size, count)
-        draws = size if all_sorted else count
-        order = [] if all_sorted else [(*start, *rng.chain("order")) for start in starts]
+        sorts_all = size > 0 and rng.sorts_all(size, count)
+        draws = size if sorts_all else count
+        order = [] if sorts_all else [(*start, *rng.chain("order")) for start in starts]
         return [
-            [one for start in starts for one in rng.chains(start, draws)],
-            [one for start in order for one in rng.chains(start, count)],
+            [chain for start in starts for chain in rng.chains(start, draws)],
+            [chain for start in order for chain in rng.chains(start, count)],
         ]
 
     draws = [
-        *choice([rng.chain(0)], of.classes, of.ways),
-        *choice([rng.chain(1, place) for place in places], of.same, each),
-        rng.chains(rng.chain(2), of.ways),
-        rng.chains(rng.chain(3), of.ways * of.shots),
-        rng.chains(rng.chain(4), of.ways * of.queries),
+        *choice([rng.chain(0)], sizes.classes, sizes.ways),
+        *choice([rng.chain(1, number) for number in classes], sizes.same, examples),
+        rng.chains(rng.chain(2), sizes.ways),
+        rng.chains(rng.chain(3), sizes.ways * sizes.shots),
+        rng.chains(rng.chain(4), sizes.ways * sizes.queries),
     ]
     return rng.Words(draws, device)
 

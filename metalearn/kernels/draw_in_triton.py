@@ -1,4 +1,4 @@
-"""Episodes of images in three Triton kernels (triton_source/draw.py): the bits of draw_in_torch.py.
+"""Episodes of images in three Triton kernels (triton_source/draw.py), bitwise as draw_in_torch.py.
 
 In torch's operators the choices of an episode are more than a hundred kernels on numbers that fit
 into one program."""
@@ -15,13 +15,12 @@ LARGEST = 1 << 15  # pairs of numbers that a program compares to rank them
 BYTES = 1024  # of an image that a program reads
 
 
-def fits(of: Sizes) -> bool:
-    """Whether a program can rank what an episode of these sizes ranks."""
-    each = of.shots + of.queries
-    ranked = [of.ways * of.shots, of.ways * of.queries, each]
-    ranked += [
-        size for size, count in ((of.classes, of.ways), (of.same, each)) if _sorted(size, count)
-    ]
+def fits(sizes: Sizes) -> bool:
+    """Return whether a program can rank what an episode of these sizes ranks."""
+    examples = sizes.shots + sizes.queries
+    ranked = [sizes.ways * sizes.shots, sizes.ways * sizes.queries, examples]
+    choices = (sizes.classes, sizes.ways), (sizes.same, examples)
+    ranked += [size for size, count in choices if _sorted(size, count)]
     return all(power_of_two(size) ** 2 <= LARGEST for size in ranked)
 
 
@@ -30,47 +29,48 @@ def _sorted(size: int, count: int) -> bool:
 
 
 def episode_rows(
-    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *sizes: int
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *numbers: int
 ) -> Rows:
     """As in draw_in_torch.py."""
-    of = Sizes(*sizes)
-    each, support, query = of.shots + of.queries, of.ways * of.shots, of.ways * of.queries
-    shapes = (tasks,), (tasks, of.ways), (tasks, support), (tasks, support), *[(tasks, query)] * 2
-    found = Rows(*(key.new_empty(shape) for shape in shapes))
-    sorted_classes, sorted_examples = _sorted(of.classes, of.ways), _sorted(of.same, each)
+    sizes = Sizes(*numbers)
+    examples, ways = sizes.shots + sizes.queries, sizes.ways
+    support, query = ways * sizes.shots, ways * sizes.queries
+    shapes = (tasks,), (tasks, ways), (tasks, support), (tasks, support), *[(tasks, query)] * 2
+    rows = Rows(*(key.new_empty(shape) for shape in shapes))
+    sorted_classes, sorted_examples = _sorted(sizes.classes, ways), _sorted(sizes.same, examples)
     launch(
         "draw.episode_rows",
         tasks,
-        [key, counts, starts, *found],
+        [key, counts, starts, *rows],
         first,
-        *of,
+        *sizes,
         rng.signed(rng.number("order") + 1),
         CLASSES_SORTED=sorted_classes,
         EXAMPLES_SORTED=sorted_examples,
-        CLASSES=power_of_two(of.classes if sorted_classes else 1),
-        EXAMPLES=power_of_two(of.same if sorted_examples else 1),
-        WAYS=power_of_two(of.ways),
-        EACH=power_of_two(each),
+        CLASSES=power_of_two(sizes.classes if sorted_classes else 1),
+        EXAMPLES=power_of_two(sizes.same if sorted_examples else 1),
+        WAYS=power_of_two(ways),
+        EACH=power_of_two(examples),
         SUPPORT=power_of_two(support),
         QUERY=power_of_two(max(query, 1)),
-        QUERIES=of.queries > 0,
-        TURNED=of.turned > 0,
+        QUERIES=sizes.queries > 0,
+        TURNED=sizes.turned > 0,
     )
-    return found
+    return rows
 
 
 def scaled_rows(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     """As in draw_in_torch.py."""
     count, width = rows.shape[0], pool.shape[1]
     out = scale.new_empty(count, width)
-    places = min(power_of_two(width), BYTES)
+    block = min(power_of_two(width), BYTES)
     arrays = [pool, rows, scale, out]
-    launch("draw.scaled_rows", count * -(-width // places), arrays, width, PLACES=places)
+    launch("draw.scaled_rows", count * -(-width // block), arrays, width, PLACES=block)
     return out
 
 
 def fold_in(key: Tensor, number: Tensor) -> Tensor:
     """As in draw_in_torch.py."""
-    found = key.new_empty(())
-    launch("draw.fold_in", 1, [key, number, found])
-    return found
+    folded = key.new_empty(())
+    launch("draw.fold_in", 1, [key, number, folded])
+    return folded

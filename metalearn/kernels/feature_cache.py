@@ -1,4 +1,4 @@
-"""Features of a network that no step moves, looked up where they were computed before.
+"""Features of a frozen network, looked up if they were computed before.
 
 A table holds features by the SHA-256 of an image's numbers, so that a look-up gives what the
 network would compute, whichever source the image comes from."""
@@ -24,35 +24,35 @@ class FeatureTable:
 
     def __init__(self, digests: list[bytes], features: Tensor) -> None:
         self.digests, self.features = digests, features  # [I, D]
-        self._place = {digest: place for place, digest in enumerate(digests)}
+        self._rows = {digest: row for row, digest in enumerate(digests)}
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._place
+        return digest in self._rows
 
     def add(self, digests: list[bytes], features: Tensor) -> FeatureTable:
-        """A table with these, too."""
+        """Return a table that also has these features."""
         return FeatureTable([*self.digests, *digests], torch.cat([self.features, features]))
 
     def look_up(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        """Features [B, D] of x [B, *X]; those that the table lacks are computed."""
-        places = [self._place.get(digest, -1) for digest in digests_of(x)]
-        index = torch.tensor(places, dtype=torch.int64)
-        found = self.features[index.clamp(min=0)]
+        """Return features [B, D] of x [B, *X]; those that the table lacks are computed."""
+        rows = [self._rows.get(digest, -1) for digest in digests_of(x)]
+        index = torch.tensor(rows, dtype=torch.int64)
+        features = self.features[index.clamp(min=0)]
         if (index < 0).any():
-            found[index < 0] = network(x[index < 0])
-        return found
+            features[index < 0] = network(x[index < 0])
+        return features
 
 
 class FrozenNetwork:
-    """A network without parameters that move: x [B, *X] -> features [B, D].
+    """A network without trainable parameters: x [B, *X] -> features [B, D].
 
     `sha256` is that of its weights and of how inputs are prepared. A call computes a few images at
     a time, whatever is batched around it; within `using` a table, images on the CPU are looked up,
     also in traces and counts of FLOPs. Elsewhere these, and compiled and exported programs
-    everywhere, hold the operators of the network."""
+    everywhere, contain the operators of the network."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], width: int, sha256: str) -> None:
         self.network, self.width, self.sha256 = network, width, sha256
@@ -63,28 +63,28 @@ class FrozenNetwork:
     def __call__(self, x: Tensor) -> Tensor:
         if _compiled() or (_recorded() and not self.looks_up):
             return self.network(x)
-        found: Tensor = _frozen_features(x, self._number)
-        return found
+        features: Tensor = _frozen_features(x, self._number)
+        return features
 
     def compute(self, x: Tensor) -> Tensor:
-        """The network on x [B, *X], a few images at a time: [B, D]."""
+        """Return the network's outputs on x [B, *X], a few images at a time: [B, D]."""
         with torch.no_grad():
             return torch.cat([self.network(part) for part in x.split(BATCH)])
 
     @contextmanager
     def using(self, table: FeatureTable) -> Iterator[None]:
         """Look features up in `table` during a block."""
-        before, _tables[self._number] = _tables.get(self._number), table
+        previous, _tables[self._number] = _tables.get(self._number), table
         self.looks_up = True
         try:
             yield
         finally:
-            self.looks_up = before is not None
-            _tables[self._number] = before
+            self.looks_up = previous is not None
+            _tables[self._number] = previous
 
 
 def digests_of(x: Tensor) -> list[bytes]:
-    """The digest of each image of x [B, *X]."""
+    """Return the digest of each image of x [B, *X]."""
     rows = np.ascontiguousarray(x.detach().numpy()).reshape(len(x), -1)
     return [hashlib.sha256(row.data).digest()[:DIGEST] for row in rows]
 
@@ -94,7 +94,7 @@ def _compiled() -> bool:
 
 
 def _recorded() -> bool:
-    """Whether operators are recorded or counted, and not only computed."""
+    """Return whether operators are recorded or counted, and not only computed."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
@@ -105,10 +105,10 @@ _numbers: Iterator[int] = iter(range(1 << 62))
 
 @torch.library.custom_op("metalearn::frozen_features", mutates_args=())
 def _frozen_features(x: Tensor, network: int) -> Tensor:
-    own, table = _networks[network], _tables.get(network)
+    frozen, table = _networks[network], _tables.get(network)
     if table is None or x.device.type != "cpu":
-        return own.compute(x)
-    return table.look_up(x, own.compute)
+        return frozen.compute(x)
+    return table.look_up(x, frozen.compute)
 
 
 @_frozen_features.register_fake

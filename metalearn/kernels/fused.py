@@ -1,4 +1,4 @@
-"""Several operations on numbers of one place, or on rows, as one generated Triton kernel.
+"""Several elementwise operations, or operations on rows, as one generated Triton kernel.
 
 Values are whole ([*L, C]), columns ([*L, 1] or [*L]: a number for each row), one row for all ([C],
 only read) or single numbers []. A program holds some rows, each in one piece; where no operation is
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.kernels.choice import Ways, run
+from metalearn.kernels.choice import Implementations, run
 from metalearn.kernels.launch import GENERATED, WIDEST, accumulator, launch, power_of_two, tile
 
 WHOLE, COLUMN, ROW, NUMBER = "whole", "column", "row", "number"
@@ -51,64 +51,64 @@ class Value(NamedTuple):
 
 
 class Fused(torch.nn.Module):
-    """Lines on `given` that make `made`: (*given) -> results.
+    """Lines that compute `outputs` from `inputs`: (*inputs) -> outputs.
 
-    `shape` is that of whole values, `in_torch` computes the same by torch's operators, `in_rows`
+    `shape` is that of whole values, `in_torch` computes the same with torch's operators, `in_rows`
     says whether C matters. Numbers are computed in float64, all else in the type of sums."""
 
     def __init__(
         self,
         shape: tuple[int, ...],
-        given: Sequence[Value],
-        made: Sequence[Value],
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
         lines: Sequence[str],
         in_torch: Callable[..., Sequence[Tensor]],
         *,
         in_rows: bool,
     ) -> None:
         super().__init__()
-        self.made, self.in_torch = list(made), in_torch
+        self.outputs, self.in_torch = list(outputs), in_torch
         self.count = math.prod(shape)
-        self.wide = shape[-1] if in_rows else max(1, min(power_of_two(self.count), WIDEST))
-        text = _text(given, made, lines)
+        self.width = shape[-1] if in_rows else max(1, min(power_of_two(self.count), WIDEST))
+        text = _text(inputs, outputs, lines)
         name = f"fused_{hashlib.sha256(repr((text, shape)).encode()).hexdigest()[:16]}"
         self.name, GENERATED[name] = name, text.format(name=name)
-        self.ways = Ways(name, self.in_triton, in_torch, exact=False)
+        self.implementations = Implementations(name, self.in_triton, in_torch, exact=False)
 
-    def forward(self, *given: Tensor) -> Sequence[Tensor]:
-        return run(self.ways, *given)  # type: ignore[no-any-return]
+    def forward(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return run(self.implementations, *inputs)  # type: ignore[no-any-return]
 
-    def in_triton(self, *given: Tensor) -> list[Tensor]:
-        """By one launch."""
-        device = given[0].device
-        made = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in self.made]
-        rows = -(-self.count // self.wide)
-        programs, high, wide = tile(rows, self.wide)
-        kind = next(value.dtype for value in made if value.is_floating_point())
+    def in_triton(self, *inputs: Tensor) -> list[Tensor]:
+        """Return the outputs, computed by one launch of the Triton kernel."""
+        device = inputs[0].device
+        outputs = [torch.empty(out.shape, dtype=out.dtype, device=device) for out in self.outputs]
+        rows = -(-self.count // self.width)
+        programs, block_rows, block_width = tile(rows, self.width)
+        kind = next(value.dtype for value in outputs if value.is_floating_point())
         launch(
             f"generated.{self.name}",
             programs,
-            [*(value.contiguous() for value in given), *made],
+            [*(value.contiguous() for value in inputs), *outputs],
             rows,
-            self.wide,
+            self.width,
             self.count,
             ACC=accumulator(kind),
-            ROWS=high,
-            PLACES=wide,
+            ROWS=block_rows,
+            PLACES=block_width,
         )
-        return made
+        return outputs
 
 
-def _text(given: Sequence[Value], made: Sequence[Value], lines: Sequence[str]) -> str:
-    names = [*(f"i{place}" for place in range(len(given)))]
-    outs = [*(f"o{place}" for place in range(len(made)))]
-    text = HEAD.replace("{arguments}", ", ".join((*names, *outs)))
-    for value, name in zip(given, names, strict=True):
-        kept = ".to(tl.float64)" if value.kind == NUMBER else ".to(ACC)"
-        kept = kept if value.dtype.is_floating_point else ""
+def _text(inputs: Sequence[Value], outputs: Sequence[Value], lines: Sequence[str]) -> str:
+    input_names = [*(f"i{number}" for number in range(len(inputs)))]
+    output_names = [*(f"o{number}" for number in range(len(outputs)))]
+    text = HEAD.replace("{arguments}", ", ".join((*input_names, *output_names)))
+    for value, name in zip(inputs, input_names, strict=True):
+        conversion = ".to(tl.float64)" if value.kind == NUMBER else ".to(ACC)"
+        conversion = conversion if value.dtype.is_floating_point else ""
         load = LOADS[value.kind].format(name, value.shape[-1] if value.kind == ROW else None)
-        text += f"    {value.name} = {load}{kept}\n"
+        text += f"    {value.name} = {load}{conversion}\n"
     text += "".join(f"    {line}\n" for line in lines)
-    for value, name in zip(made, outs, strict=True):
+    for value, name in zip(outputs, output_names, strict=True):
         text += f"    {STORES[value.kind].format(name, value.name)}\n"
     return text

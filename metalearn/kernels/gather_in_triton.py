@@ -20,7 +20,7 @@ from metalearn.kernels.launch import accumulator, launch, tile
 
 
 def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
-    """y of x and w."""
+    """Return y of x and w."""
     size = w.shape[1]
     extents = (length(extent, size, stride) for extent in x.shape[2:4])
     return conv_of_patches(patches(x, size, stride), w, x.shape[1], *extents)
@@ -29,36 +29,36 @@ def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
 def conv_input(
     g: Tensor, w: Tensor, stride: int, height: int, width: int, to: Tensor | None = None
 ) -> Tensor:
-    """dx of g and w, added to `to`."""
+    """Return dx of g and w, added to `to`."""
     parts = torch.bmm(matrices(w, g.shape[0]).transpose(1, 2), planes(g))
     return sum_readers(parts, w.shape[1], stride, g.shape[1], height, width, to)
 
 
 def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
-    """dw of x and g."""
+    """Return dw of x and g."""
     return conv_weight_of_patches(patches(x, size, stride), g, size)
 
 
 def patches(x: Tensor, size: int, stride: int) -> Tensor:
     """[G, B, H, W, C] -> [G, C k k, B Ho Wo]."""
     groups, batch, height, width, channels = x.shape
-    places = batch * length(height, size, stride) * length(width, size, stride)
-    taken = x.new_empty(groups, channels * size * size, places)
-    programs, high, wide = tile(groups * channels * size * size, places)
+    columns = batch * length(height, size, stride) * length(width, size, stride)
+    gathered = x.new_empty(groups, channels * size * size, columns)
+    programs, block_rows, block_width = tile(groups * channels * size * size, columns)
     launch(
         "gather.patches",
-        programs * -(-places // wide),
-        [planes(x).contiguous(), taken],
+        programs * -(-columns // block_width),
+        [planes(x).contiguous(), gathered],
         groups * channels,
         batch,
         height,
         width,
         SIZE=size,
         STRIDE=stride,
-        ROWS=high,
-        PLACES=wide,
+        ROWS=block_rows,
+        PLACES=block_width,
     )
-    return taken
+    return gathered
 
 
 def sum_readers(
@@ -70,15 +70,15 @@ def sum_readers(
     width: int,
     to: Tensor | None = None,
 ) -> Tensor:
-    """[G, C k k, B Ho Wo] -> [G, B, H, W, C]: the sum over the outputs that read a place, added to
+    """[G, C k k, B Ho Wo] -> [G, B, H, W, C]: the sum over the outputs that read a pixel, added to
     `to`."""
     groups, channels = parts.shape[0], parts.shape[1] // size**2
-    places = batch * height * width
-    x = parts.new_empty(groups, channels, places)
-    programs, high, wide = tile(groups * channels, places)
+    pixels = batch * height * width
+    x = parts.new_empty(groups, channels, pixels)
+    programs, block_rows, block_width = tile(groups * channels, pixels)
     launch(
         "gather.sum_readers",
-        programs * -(-places // wide),
+        programs * -(-pixels // block_width),
         [parts.contiguous(), x if to is None else planes(to).contiguous(), x],
         groups * channels,
         batch,
@@ -88,7 +88,7 @@ def sum_readers(
         STRIDE=stride,
         TO=to is not None,
         ACC=accumulator(parts.dtype),
-        ROWS=high,
-        PLACES=wide,
+        ROWS=block_rows,
+        PLACES=block_width,
     )
     return images(x, batch, height, width)

@@ -1,4 +1,4 @@
-"""Triton kernels: whether there is Triton, and a launch of a kernel by its name."""
+"""Triton kernels: whether Triton is available, and the launch of a kernel by its name."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch import Tensor
 
 from metalearn.machine import has_triton
 
-TILE = 1024  # numbers that a program holds of an array
-WIDEST = 1024  # places of a row that it holds
+TILE = 1024  # numbers of an array that a program processes
+WIDEST = 1024  # columns of a row that it processes
 GENERATED: dict[str, str] = {}  # source of the kernels that are in no file (fused.py), by name
-INTERPRETED = 1 << 16  # in Triton's interpreter, where every program costs a walk through Python
+INTERPRETED = 1 << 16  # in Triton's interpreter, where every program runs in Python
 
 
 def available() -> bool:
-    """Whether kernels run by Triton; METALEARN_TRITON is read at every call."""
-    return os.environ.get("METALEARN_TRITON") != "0" and _found()
+    """Return whether Triton kernels can run; METALEARN_TRITON is read at every call."""
+    return os.environ.get("METALEARN_TRITON") != "0" and _has_triton()
 
 
 @functools.cache
-def _found() -> bool:
+def _has_triton() -> bool:
     return has_triton()
 
 
 def launch(
     kernel: str, programs: int, arrays: Sequence[Tensor], *numbers: int, **fixed: Any
 ) -> None:
-    """Run a kernel, `file.function` of triton_source/ or `generated.name`, as so many programs.
+    """Run a kernel, `file.function` of triton_source/ or `generated.name`, in `programs` programs.
 
     The arrays are contiguous; `fixed` are the arguments that it is compiled for, types by name."""
     file, name = kernel.split(".")
@@ -49,7 +49,7 @@ def launch(
 
 @functools.cache
 def _generated(name: str) -> Any:
-    """A kernel of `GENERATED`; Triton reads its source where Python keeps the lines of files."""
+    """Return a kernel of `GENERATED`; Triton reads its source from Python's line cache."""
     source, file = GENERATED[name], f"<{name}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
     names = {"triton": importlib.import_module("triton"), "__name__": __name__}
@@ -58,19 +58,19 @@ def _generated(name: str) -> Any:
     return names[name]
 
 
-def tile(rows: int, places: int) -> tuple[int, int, int]:
-    """(programs, rows, places) such that a program holds rows x places numbers, powers of two."""
+def tile(rows: int, columns: int) -> tuple[int, int, int]:
+    """Return (programs, rows, columns): a program has rows x columns numbers, powers of two."""
     size = INTERPRETED if os.environ.get("TRITON_INTERPRET") == "1" else TILE
-    wide = min(power_of_two(places), WIDEST)
-    high = max(1, min(size // wide, power_of_two(rows)))
-    return -(-rows // high), high, wide
+    width = min(power_of_two(columns), WIDEST)
+    height = max(1, min(size // width, power_of_two(rows)))
+    return -(-rows // height), height, width
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that is not smaller."""
+    """Return the least power of two that is not smaller."""
     return 1 << max(count - 1, 0).bit_length()
 
 
 def accumulator(dtype: torch.dtype) -> str:
-    """The name of the type in which a kernel adds up numbers of a type."""
+    """Return the name of the type in which a kernel adds up numbers of `dtype`."""
     return "float64" if dtype == torch.float64 else "float32"

@@ -1,4 +1,4 @@
-"""The compiled half of kernels/: conv.cpp's one function and norm_relu_pool.cpp's.
+"""The compiled functions of kernels/: one of conv.cpp and one of norm_relu_pool.cpp.
 
 Without a compiler, or with METALEARN_NATIVE=0, everything runs through torch's own operators,
 slower and equal up to rounding.
@@ -33,7 +33,7 @@ _why_not: str | None = "not loaded yet"
 
 
 def kernel() -> Kernel | None:
-    """Both, built and loaded at the first call, or None where it cannot be; `why_not` says why."""
+    """Return both, built and loaded at the first call, or None; `why_not` returns the reason."""
     global _loaded, _why_not
     if _loaded is None and _why_not == "not loaded yet":
         _loaded, _why_not = _load()
@@ -41,31 +41,31 @@ def kernel() -> Kernel | None:
 
 
 def why_not() -> str | None:
-    """Why there is no kernel: a sentence, or None where there is one."""
+    """Return why there is no kernel, as a sentence, or None if there is one."""
     kernel()
     return _why_not
 
 
 def _load() -> tuple[Kernel | None, str | None]:
     functions = []
-    for name, what in (
+    for name, symbol in (
         ("conv.cpp", "metalearn_convolution"),
         ("norm_relu_pool.cpp", "metalearn_norm_relu_pool"),
     ):
-        library, why = load(HERE / name, HERE / "lanes.h")
+        library, reason = load(HERE / name, HERE / "lanes.h")
         if library is None:
-            return None, why
-        functions.append(getattr(library, what))
+            return None, reason
+        functions.append(getattr(library, symbol))
     convolution, norm_relu_pool = functions
-    number, whole, place = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    convolution.argtypes = [whole, whole, place, place, place, *[number] * 9, whole]
-    norm_relu_pool.argtypes = [whole, whole, place, *[number] * 6, whole]
+    int64, int32, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+    convolution.argtypes = [int32, int32, pointer, pointer, pointer, *[int64] * 9, int32]
+    norm_relu_pool.argtypes = [int32, int32, pointer, *[int64] * 6, int32]
     convolution.restype = norm_relu_pool.restype = None
     return Kernel(convolution, norm_relu_pool), None
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether the operators of this package take a tensor.
+    """Return whether the operators of this package accept a tensor.
 
     On a CPU float32 or float64, where `kernel` was called before and found the compiled functions;
     on CUDA every floating-point type, unless METALEARN_CUDA_KERNELS=0. What is exported consists of
@@ -80,5 +80,5 @@ def usable(x: torch.Tensor) -> bool:
 
 
 def in_order(x: torch.Tensor) -> torch.Tensor:
-    """x contiguous, for the compiled functions; on CUDA as it is, for every order of memory."""
+    """Return x contiguous for the compiled functions, and unchanged on CUDA."""
     return x if x.is_cuda else x.contiguous()

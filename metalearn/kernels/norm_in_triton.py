@@ -15,7 +15,7 @@ from metalearn.kernels.norm_in_torch import EPS, Three
 
 
 def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
-    """(p, mean, scale)."""
+    """Return (p, mean, scale)."""
     p, mean, scale = _pooled(y, window), _per_row(y), _per_row(y)
     gain, bias = _sliced(gain), _sliced(bias)
     arrays = [planes(y).contiguous(), gain, bias, p, mean, scale]
@@ -35,7 +35,7 @@ def norm_relu_pool_grad(
     to_y: Tensor | None = None,
     to_gain: Tensor | None = None,
 ) -> Three:
-    """(dy, dgain, dbias); with `to_y` and `to_gain`, dy and dgain are added to these."""
+    """Return (dy, dgain, dbias); with `to_y` and `to_gain`, dy and dgain are added to these."""
     dy, dgain, dbias = _pooled(y, 1), _per_row(y), _per_row(y)
     gain, bias = _sliced(gain), _sliced(bias)
     large = [planes(value).contiguous() for value in (g, y, p)]
@@ -63,7 +63,7 @@ def norm_relu_pool_second(
     p: Tensor,
     window: int,
 ) -> Three:
-    """(dg, dy, dgain) of v for _grad's dy, s for its dgain and t for its dbias."""
+    """Return (dg, dy, dgain) of v for _grad's dy, s for its dgain and t for its dbias."""
     dg, dy, d2gain = _pooled(y, window), _pooled(y, 1), _per_row(y)
     s, t, gain, bias = (_sliced(value) for value in (s, t, gain, bias))
     v, g, y_rows, p = (planes(value).contiguous() for value in (v, g, y, p))
@@ -82,7 +82,7 @@ def _run(
     **fixed: float,
 ) -> None:
     groups, batch, height, width, filters = y.shape
-    programs, high, wide = tile(groups * filters, batch * height * width)
+    programs, block_rows, block_width = tile(groups * filters, batch * height * width)
     numbers = groups * filters, batch, height, width, filters
     launch(
         f"norm.{name}",
@@ -92,19 +92,19 @@ def _run(
         *(value.stride(0) for value in sliced),
         WINDOW=window,
         ACC=accumulator(y.dtype),
-        ROWS=high,
-        PLACES=wide,
+        ROWS=block_rows,
+        PLACES=block_width,
         **fixed,
     )
 
 
 def _sliced(value: Tensor) -> Tensor:
-    """[G, F] with the numbers of a group side by side."""
+    """Return [G, F] with the numbers of a group contiguous."""
     return value if value.stride(1) == 1 else value.contiguous()
 
 
 def _pooled(y: Tensor, window: int) -> Tensor:
-    """New rows [G, F, B h w]."""
+    """Return new rows [G, F, B h w]."""
     groups, batch, height, width, filters = y.shape
     return y.new_empty(groups, filters, batch * (height // window) * (width // window))
 

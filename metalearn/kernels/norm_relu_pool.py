@@ -2,13 +2,13 @@
 
     p = max over the window of max(0, gain (y - mean) / sqrt(var + EPS) + bias)
 
-with mean and var of a group's channel over images and places (Ioffe & Szegedy 2015, algorithm 1).
-Written in torch's operators a step's passes over the largest arrays cost more than its
-convolutions. Here one operator does the three, one its gradient, one the gradient of that, on a CPU
-by norm_relu_pool.cpp, which has the formulas, on CUDA by triton_source/norm.py or norm_in_torch.py,
-in the order of memory of gather_conv.py; further derivatives are those of the same gradient written
-in torch's operators. Which place a window passes on is a constant in every derivative; of equal
-ones it is the first, as in max_pool2d. Gradients get the result p besides, which says where it is
+with mean and var of a group's channel over images and pixels (Ioffe & Szegedy 2015, algorithm 1).
+Written with torch's operators, a step's passes over the largest arrays cost more than its
+convolutions. Here one operator computes all three, one its gradient, one the gradient of that, on a
+CPU in norm_relu_pool.cpp, which has the formulas, on CUDA in triton_source/norm.py or
+norm_in_torch.py, in the memory order of gather_conv.py; further derivatives are those of the same
+gradient in torch's operators. Which pixel a window passes on is a constant in every derivative; of
+equal ones it is the first, as in max_pool2d. Gradients also get the result p, to know where it is
 positive. vmap turns a batch of tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
 
 from __future__ import annotations
@@ -42,11 +42,9 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor:
-    """Normalisation, ReLU, maxima over w x w: [B, H, W, F], [F], [F] -> [B, H//w, W//w, F].
+    """Normalise, apply ReLU, take maxima over w x w: [B, H, W, F], [F], [F] -> [B, H//w, W//w, F].
 
-    Windows w = 1 or 2.
-
-    For tensors that `native.usable` takes."""
+    w is 1 or 2; the tensors must be `native.usable`."""
     return with_moments(y, gain, bias, window)[0]
 
 
@@ -57,15 +55,18 @@ def with_moments(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
     return p.squeeze(0), mean.squeeze(0), scale.squeeze(0)
 
 
-def _run(what: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs: Three) -> Three:
-    """Call the kernel on arrays in its order: 0 forward, 1 gradient, 2 its gradient."""
-    found = native.kernel()
-    assert found is not None
+def _run(
+    operation: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs: Three
+) -> Three:
+    """Call the compiled function on arrays in its order: 0 forward, 1 gradient, 2 its gradient."""
+    compiled = native.kernel()
+    assert compiled is not None
     if y.numel() == 0:
         return cast(Three, tuple(out.zero_() for out in outputs))
     arrays = [value.contiguous() for value in (*inputs, *outputs)]
-    places = (ctypes.c_void_p * len(arrays))(*(value.data_ptr() for value in arrays))
-    found.norm_relu_pool(what, y.element_size(), places, *y.shape, window, torch.get_num_threads())
+    pointers = (ctypes.c_void_p * len(arrays))(*(value.data_ptr() for value in arrays))
+    threads = torch.get_num_threads()
+    compiled.norm_relu_pool(operation, y.element_size(), pointers, *y.shape, window, threads)
     return outputs
 
 
@@ -76,12 +77,12 @@ def _fake(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
 
 
 def _grad_fake(
-    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, *rest: Any
+    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, *unused: Any
 ) -> Three:
     return new_images(y, y.shape), y.new_empty(gain.shape), y.new_empty(gain.shape)
 
 
-def _second_fake(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
+def _second_fake(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *unused: Any) -> Three:
     return new_images(y, g.shape), new_images(y, y.shape), y.new_empty(s.shape)
 
 
@@ -90,14 +91,14 @@ def _forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
 
 
 def _grad(g: Tensor, y: Tensor, gain: Tensor, *rest: Any) -> Three:
-    *others, _, window = rest[:5]  # the places are found again in y: p is not read
-    given = (g, y, gain, *others)
-    return _run(1, window, y, given, _grad_fake(*given))
+    *tensors, _, window = rest[:5]  # the pixels are recomputed from y: p is not read
+    inputs = (g, y, gain, *tensors)
+    return _run(1, window, y, inputs, _grad_fake(*inputs))
 
 
 def _second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
-    *others, _, window = rest
-    return _run(2, window, y, (v, s, t, g, y, *others), _second_fake(v, s, t, g, y))
+    *tensors, _, window = rest
+    return _run(2, window, y, (v, s, t, g, y, *tensors), _second_fake(v, s, t, g, y))
 
 
 _library.impl("norm_relu_pool", _forward, "CPU")
@@ -115,9 +116,8 @@ torch.library.register_fake("metalearn::norm_relu_pool_second", _second_fake, li
 
 
 class _NormReluPool(torch.autograd.Function):
-    """(p, mean, scale) of y, gain, bias; scale is 1 / sqrt(var + EPS), and both are constants to
-    the outside.
-    """
+    """(p, mean, scale) of y, gain, bias; scale is 1 / sqrt(var + EPS); mean and scale are constants
+    for differentiation."""
 
     @staticmethod
     def forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
@@ -132,8 +132,8 @@ class _NormReluPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        *given, p = ctx.saved_tensors  # no gradient flows through p
-        return *_Grad.apply(g, *given, p.detach(), ctx.window), None  # type: ignore[no-untyped-call]
+        *tensors, p = ctx.saved_tensors  # no gradient flows through p
+        return *_Grad.apply(g, *tensors, p.detach(), ctx.window), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(
@@ -143,7 +143,7 @@ class _NormReluPool(torch.autograd.Function):
 
 
 class _Grad(torch.autograd.Function):
-    """(dy, dgain, dbias) of g, y, gain; bias and p tell which places are chosen, and move none."""
+    """(dy, dgain, dbias) of g, y, gain; bias and p choose the pixels, without gradient."""
 
     @staticmethod
     def forward(*inputs: Any) -> Three:
@@ -157,8 +157,8 @@ class _Grad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor | None, ...]:
-        found = _Second.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
-        return *found, *[None] * 5
+        gradients = _Second.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
+        return *gradients, *[None] * 5
 
     @staticmethod
     def vmap(
@@ -186,11 +186,11 @@ class _Second(torch.autograd.Function):
         vjp: Any = torch.func.vjp
 
         def second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, gain: Tensor) -> Three:
-            _, back = vjp(lambda g, y, gain: plain_grad(g, y, gain, bias, ctx.window), g, y, gain)
-            return cast(Three, back((v, s, t)))
+            _, vjp_fn = vjp(lambda g, y, gain: plain_grad(g, y, gain, bias, ctx.window), g, y, gain)
+            return cast(Three, vjp_fn((v, s, t)))
 
-        _, back = vjp(second, v, s, t, g, y, gain)
-        return *back(grads), *[None] * 7
+        _, vjp_fn = vjp(second, v, s, t, g, y, gain)
+        return *vjp_fn(grads), *[None] * 7
 
     @staticmethod
     def vmap(
@@ -200,7 +200,7 @@ class _Second(torch.autograd.Function):
 
 
 def plain_grad(g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
-    """(dy, dgain, dbias) of `norm_relu_pool` in torch's operators, differentiable in g, y and gain.
+    """Return (dy, dgain, dbias) in torch's operators, differentiable in g, y and gain.
 
     [G, B, h, w, F], [G, B, H, W, F], [G, F] -> [G, B, H, W, F], [G, F], [G, F]
     """
@@ -217,9 +217,9 @@ def plain_grad(g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, window: int) ->
 
 
 def _spread(g: Tensor, z: Tensor, window: int) -> Tensor:
-    """g [G, B, h, w, F] at the first largest place of each window of z [G, B, H, W, F], where that
-    is positive.
-    """
+    """Return g [G, B, h, w, F] at the first maximum of each window of z [G, B, H, W, F].
+
+    Elsewhere, and where the maximum is not positive, 0."""
     height, width = z.shape[2] // window, z.shape[3] // window
     parts = (
         z[:, :, : height * window, : width * window]
@@ -227,18 +227,18 @@ def _spread(g: Tensor, z: Tensor, window: int) -> Tensor:
         .unflatten(4, (width, window))
     )
     parts = parts.movedim(3, 4).flatten(4, 5)  # [G, B, h, w, window ** 2, F]
-    place = torch.arange(window**2, device=z.device)[:, None]
-    chosen = ((parts.argmax(4, keepdim=True) == place) & (parts.amax(4, keepdim=True) > 0)).to(
+    index = torch.arange(window**2, device=z.device)[:, None]
+    chosen = ((parts.argmax(4, keepdim=True) == index) & (parts.amax(4, keepdim=True) > 0)).to(
         g.dtype
     )
-    whole = (
+    spread = (
         (chosen * g.unsqueeze(4))
         .unflatten(4, (window, window))
         .movedim(4, 3)
         .flatten(4, 5)
         .flatten(2, 3)
     )
-    return F.pad(whole, (0, 0, 0, z.shape[3] - width * window, 0, z.shape[2] - height * window))
+    return F.pad(spread, (0, 0, 0, z.shape[3] - width * window, 0, z.shape[2] - height * window))
 
 
 def _grouped(
@@ -246,9 +246,9 @@ def _grouped(
 ) -> tuple[Three, tuple[int, int, int]]:
     """vmap of all three: the batch of tasks becomes groups."""
     *arrays, window = inputs
-    placed = (
+    batched = (
         a.expand(count, *a.shape) if dim is None else a.movedim(dim, 0)
         for a, dim in zip(arrays, in_dims)
     )
-    found = function.apply(*(a.reshape(-1, *a.shape[2:]) for a in placed), window)
-    return cast(Three, tuple(a.reshape(count, -1, *a.shape[1:]) for a in found)), (0, 0, 0)
+    outputs = function.apply(*(a.reshape(-1, *a.shape[2:]) for a in batched), window)
+    return cast(Three, tuple(a.reshape(count, -1, *a.shape[1:]) for a in outputs)), (0, 0, 0)
