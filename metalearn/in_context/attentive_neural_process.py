@@ -47,28 +47,28 @@ class AttentiveNeuralProcess(InContext):
     _heads = check_heads()
 
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
-        width, found = self.width, Params()
+        width, params = self.width, Params()
         encoder = (sizes.features + sizes.labels, width, width)
         decoder = (sizes.features + width, width, width, sizes.outputs)
-        found |= mlp_start(rng.fold_in(key, "encoder"), "encoder", encoder, dtype)
-        found |= mlp_start(rng.fold_in(key, "decoder"), "decoder", decoder, dtype)
+        params |= mlp_start(rng.fold_in(key, "encoder"), "encoder", encoder, dtype)
+        params |= mlp_start(rng.fold_in(key, "decoder"), "decoder", decoder, dtype)
         for part, size in (("self", width), ("cross", sizes.features)):
             for role in ("query", "key"):
                 name = f"{part}.{role}"
-                found |= linear_start(key, name, size, width, dtype, bias=role == "query")
-            found |= linear_start(key, f"{part}.value", width, width, dtype)
-            found |= linear_start(key, f"{part}.out", width, width, dtype)
-        return found
+                params |= linear_start(key, name, size, width, dtype, bias=role == "query")
+            params |= linear_start(key, f"{part}.value", width, width, dtype)
+            params |= linear_start(key, f"{part}.out", width, width, dtype)
+        return params
 
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> Memory:
         r = mlp(params, "encoder", torch.cat([z, labels], -1))  # [B, D]
         memory = Memory(linear(params, "self.key", r), linear(params, "self.value", r))
         bias = weight_bias(support.weight)
-        found = attend(linear(params, "self.query", r), memory, self.heads, bias)
-        r = r + linear(params, "self.out", found)
+        attended = attend(linear(params, "self.query", r), memory, self.heads, bias)
+        r = r + linear(params, "self.out", attended)
         return Memory(linear(params, "cross.key", z), linear(params, "cross.value", r))
 
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
         bias = weight_bias(support.weight)
-        found = attend(linear(params, "cross.query", z), memory, self.heads, bias)
-        return mlp(params, "decoder", torch.cat([z, linear(params, "cross.out", found)], -1))
+        attended = attend(linear(params, "cross.query", z), memory, self.heads, bias)
+        return mlp(params, "decoder", torch.cat([z, linear(params, "cross.out", attended)], -1))

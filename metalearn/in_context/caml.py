@@ -61,22 +61,22 @@ class CAML(InContext):
 
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
         width, ones = self.width, torch.ones((), dtype=dtype)
-        found = self.token_start(rng.fold_in(key, "token"), sizes.features, dtype)
-        found["scale"] = 8 * ones
+        params = self.token_start(rng.fold_in(key, "token"), sizes.features, dtype)
+        params["scale"] = 8 * ones
         for layer in range(self.layers):
-            own, name = rng.fold_in(key, "layer", layer), f"layers.{layer}"
+            layer_key, name = rng.fold_in(key, "layer", layer), f"layers.{layer}"
             last = layer + 1 == self.layers  # whose features have no reader
-            found |= norm_start(f"{name}.before", width, dtype)
+            params |= norm_start(f"{name}.before", width, dtype)
             for part in ("query", "key") if last else ("query", "key", "value", "out"):
                 bias = part != "key"
-                found |= linear_start(own, f"{name}.{part}", width, width, dtype, bias=bias)
-            found[f"{name}.gain"] = torch.full((self.heads, 1, 1), 1 / self.heads, dtype=dtype)
+                params |= linear_start(layer_key, f"{name}.{part}", width, width, dtype, bias=bias)
+            params[f"{name}.gain"] = torch.full((self.heads, 1, 1), 1 / self.heads, dtype=dtype)
             if not last:
-                found |= norm_start(f"{name}.between", width, dtype)
-                found |= mlp_start(own, f"{name}.mlp", (width, 2 * width, width), dtype)
+                params |= norm_start(f"{name}.between", width, dtype)
+                params |= mlp_start(layer_key, f"{name}.mlp", (width, 2 * width, width), dtype)
             if layer > 0 or not last:
-                found[f"{name}.agreement"] = 0.5 * ones.expand(self.heads, 1, 1)
-        return found
+                params[f"{name}.agreement"] = 0.5 * ones.expand(self.heads, 1, 1)
+        return params
 
     def token_start(self, key: Key, features: int, dtype: torch.dtype) -> Params:
         """The parameters of `token`."""
@@ -88,7 +88,7 @@ class CAML(InContext):
 
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> list[Any]:
         x, bias = self.token(params, z), weight_bias(support.weight)
-        codes = codes_of(labels, class_mask_of(support, labels.shape[-1]))
+        codes = class_codes(labels, class_mask_of(support, labels.shape[-1]))
         memories: list[Any] = []
         for layer in range(self.layers):
             h, memory = self._memory(params, layer, x)
@@ -106,9 +106,9 @@ class CAML(InContext):
     ) -> Tensor:
         """Logits [M, N] of queries whose codes begin as `codes` [M, N]."""
         x, bias = self.token(params, z), weight_bias(support.weight)
-        for layer, found in enumerate(memory):
+        for layer, layer_memory in enumerate(memory):
             h = norm(params, f"layers.{layer}.before", x)
-            x, codes = self._block(params, layer, x, h, codes, found, bias)
+            x, codes = self._block(params, layer, x, h, codes, layer_memory, bias)
         return params["scale"] * codes
 
     def _memory(self, params: Params, layer: int, x: Tensor) -> tuple[Tensor, Memory]:
@@ -124,25 +124,25 @@ class CAML(InContext):
         x: Tensor,
         h: Tensor,
         codes: Tensor,
-        found: tuple[Memory, Tensor],
+        layer_memory: tuple[Memory, Tensor],
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Features [L, D] and codes [L, N] after one block."""
-        memory, others = found
+        memory, support_codes = layer_memory
         name = f"layers.{layer}"
         score = scores(linear(params, f"{name}.query", h), memory.keys, self.heads)  # [H, L, B]
         if f"{name}.agreement" in params:
-            score = score + params[f"{name}.agreement"] * (codes @ others.T)
+            score = score + params[f"{name}.agreement"] * (codes @ support_codes.T)
         score = score if bias is None else score + bias
         weights = score.softmax(-1)
-        codes = codes + ((params[f"{name}.gain"] * weights).sum(0)) @ others
+        codes = codes + ((params[f"{name}.gain"] * weights).sum(0)) @ support_codes
         if layer + 1 < self.layers:
             x = x + linear(params, f"{name}.out", read(weights, memory.values))
             x = x + mlp(params, f"{name}.mlp", norm(params, f"{name}.between", x))
         return x, codes
 
 
-def codes_of(labels: Tensor, present: Tensor | None) -> Tensor:
+def class_codes(labels: Tensor, present: Tensor | None) -> Tensor:
     """ELMES of the classes that are present [N], default all: one-hot or p [B, N] -> [B, N]."""
     present = labels.new_ones(labels.shape[-1]) if present is None else present.to(labels.dtype)
     count = present.sum()

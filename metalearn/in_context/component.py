@@ -1,4 +1,4 @@
-"""The common frame of in-context learners: features of the model, a memory, answers from it."""
+"""The common base of in-context learners: features of the model, a memory, predictions from it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class Sizes(NamedTuple):
-    """Widths of what passes between the parts."""
+    """Widths of the arrays that the parts exchange."""
 
     features: int
     labels: int  # of a label's code: N classes, or C targets
-    outputs: int  # N logits, or C means and C deviations
+    outputs: int  # N logits, or C means and C raw standard deviations
 
 
 class InContext(MethodComponent):
@@ -42,15 +42,15 @@ class InContext(MethodComponent):
 
     @abstractmethod
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
-        """The parameters beside the model's."""
+        """Return the parameters other than the model's."""
 
     @abstractmethod
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> Any:
-        """The memory of a support set: features [B, D], codes of the labels [B, N] or [B, C]."""
+        """Return the memory of a support set: features [B, D], codes of labels [B, N] or [B, C]."""
 
     @abstractmethod
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
-        """Queries' features [M, D] -> logits [M, N], or means and raw deviations [M, 2C]."""
+        """Queries' features [M, D] -> logits [M, N], or means and raw standard devs. [M, 2C]."""
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
@@ -66,7 +66,7 @@ class InContext(MethodComponent):
                 "context": {name: value.to(spec.device) for name, value in context.items()},
             }
 
-        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Any]:
+        def fit(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Any]:
             z = learner.features(meta["params"], support.x)
             y = support.y
             labels = one_hot(y, columns, z.dtype) if spec.classification else y.to(z.dtype)
@@ -94,14 +94,14 @@ def _outputs(spec: EpisodeSpec) -> int:
 
 
 def _width(learner: Learner, params: Params, spec: EpisodeSpec) -> int:
-    """D, the width of the features."""
+    """Return D, the width of the features."""
     with torch.no_grad():
         x = torch.zeros(2, *spec.x_shape, dtype=spec.dtype, device=spec.device)
         return int(learner.features(params, x).shape[-1])
 
 
 def _require_plain_outputs(name: str, learner: Learner, spec: EpisodeSpec) -> None:
-    """Refuse a loss of one's own for targets, whose likelihood is that of a normal distribution."""
+    """Raise ConfigError for a custom loss on targets, whose likelihood is a normal distribution."""
     if spec.objective is not None:
         text = f"{name} embeds examples with a network, but these tasks are functions without one"
         raise ConfigError(("method.name", f"{text}: use maml or learn_optimizer"))

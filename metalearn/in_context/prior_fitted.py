@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import option
-from metalearn.in_context.caml import CAML, codes_of
+from metalearn.in_context.caml import CAML, class_codes
 from metalearn.in_context.component import Sizes
 from metalearn.in_context.layers import mlp, mlp_start
 from metalearn.padding import class_mask_of, standardise
@@ -51,21 +51,21 @@ class PriorFitted(CAML):
         return super().build(_on_standardised(learner), spec, meta_steps)
 
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
-        found = super().start(key, sizes, dtype)
+        params = super().start(key, sizes, dtype)
         for layer in range(self.layers):
-            query = found[f"layers.{layer}.query.weight"]
-            found |= {f"layers.{layer}.{part}.weight": 2 * query for part in ("query", "key")}
-        found["strength"] = torch.tensor([-1.0, 0.5], dtype=dtype)
-        found["share"] = torch.tensor(0.5, dtype=dtype)
-        found["scale"] = torch.tensor(2.0, dtype=dtype)
-        return found
+            query = params[f"layers.{layer}.query.weight"]
+            params |= {f"layers.{layer}.{part}.weight": 2 * query for part in ("query", "key")}
+        params["strength"] = torch.tensor([-1.0, 0.5], dtype=dtype)
+        params["share"] = torch.tensor(0.5, dtype=dtype)
+        params["scale"] = torch.tensor(2.0, dtype=dtype)
+        return params
 
     def token_start(self, key: Key, features: int, dtype: torch.dtype) -> Params:
         sizes = (features, 2 * self.width, self.width)
-        found = mlp_start(rng.fold_in(key, "mlp"), "token", sizes, dtype)
-        # Bends within 1.5 deviations of a column: normalised tokens then keep where a row lies.
+        params = mlp_start(rng.fold_in(key, "mlp"), "token", sizes, dtype)
+        # Bends within 1.5 standard deviations of a column: normalised tokens keep a row's position.
         bends = rng.uniform(rng.fold_in(key, "bends"), (2 * self.width,), -1.5, 1.5, dtype)
-        return found | {"token.0.bias": bends}
+        return params | {"token.0.bias": bends}
 
     def token(self, params: Params, z: Tensor) -> Tensor:
         return mlp(params, "token", z)
@@ -79,14 +79,14 @@ class PriorFitted(CAML):
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
         blocks, (weight, bias) = memory
         logs: Tensor = (params["share"] * (z @ weight + bias)).log_softmax(-1)
-        codes = codes_of(logs.exp(), class_mask_of(support, logs.shape[-1]))
+        codes = class_codes(logs.exp(), class_mask_of(support, logs.shape[-1]))
         return logs.clamp(min=LEAST) + self.answer_from(params, blocks, z, codes, support)
 
 
 def discriminant(
     strength: Tensor, z: Tensor, labels: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(A [F, N], b [N]) of the scores z A + b of regularised discriminant analysis.
+    """Return (A [F, N], b [N]) of the scores z A + b of regularised discriminant analysis.
 
     score_n = m_n' S^-1 z - m_n' S^-1 m_n / 2 with the class means m_n, S the covariance within
     classes plus exp(s_0 + s_1 log(f / B)) on its diagonal (Friedman 1989, J. Am. Stat. Assoc. 84,
@@ -97,17 +97,17 @@ def discriminant(
     z, member = unit * z, weight.unsqueeze(-1) * labels
     counts = member.sum(0)
     means = member.T @ z / counts.clamp(min=1e-6).unsqueeze(-1)  # [N, F]
-    inside = z - labels @ means
-    covariance = (weight.unsqueeze(-1) * inside).T @ inside / weight.sum()
+    centred = z - labels @ means
+    covariance = (weight.unsqueeze(-1) * centred).T @ centred / weight.sum()
     ridge = (strength[0] + strength[1] * (varying / weight.sum()).log()).exp()
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    solved: Tensor = torch.linalg.solve(covariance + ridge * eye, means.T)  # [F, N]
-    offset = -(means.T * solved).sum(0) / 2
-    return unit * solved, torch.where(counts > 0, offset, torch.full_like(offset, ABSENT))
+    projection: Tensor = torch.linalg.solve(covariance + ridge * eye, means.T)  # [F, N]
+    offset = -(means.T * projection).sum(0) / 2
+    return unit * projection, torch.where(counts > 0, offset, torch.full_like(offset, ABSENT))
 
 
 def _on_standardised(learner: Learner) -> Learner:
-    """The learner, whose features are those of standardised columns."""
+    """Return the learner with features of standardised columns."""
 
     def columns(x: Tensor, context: Tensor | None) -> Tensor:
         z, varies = standardise(x, context)
@@ -116,7 +116,7 @@ def _on_standardised(learner: Learner) -> Learner:
 
     def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
         base = None if context is None else columns(context, context)
-        found: Tensor = learner.features(params, columns(x, context), context=base)
-        return found
+        z: Tensor = learner.features(params, columns(x, context), context=base)
+        return z
 
     return learner._replace(features=features)

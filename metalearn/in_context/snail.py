@@ -33,7 +33,7 @@ class SNAIL(InContext):
 
     # Departures: one width for all blocks, where the paper's grow with the size of its tasks, and
     # a `span` of the options instead of the length of the sequence, so that a network fits tasks
-    # of other shots. Examples of weight 0 stand before the sequence, where the paper has zeros.
+    # of other shots. Examples of weight 0 precede the sequence, where the paper has zeros.
     causal: ClassVar[bool] = True
     name: Literal["snail"] = option("snail", "The method.")
     width: int = option(32, "Filters of a dense block, and width of attention.", acts="train", ge=1)
@@ -55,31 +55,32 @@ class SNAIL(InContext):
         return [0, *dilations, 0, *dilations, 0]
 
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
-        found, size = Params(), sizes.features + sizes.labels
+        params, size = Params(), sizes.features + sizes.labels
         for number, dilation in enumerate(self.blocks):
-            own, name = rng.fold_in(key, "block", number), f"blocks.{number}"
+            block_key, name = rng.fold_in(key, "block", number), f"blocks.{number}"
             if dilation:
-                found |= linear_start(own, f"{name}.filter", 2 * size, self.width, dtype)
-                found |= linear_start(own, f"{name}.gate", 2 * size, self.width, dtype)
+                params |= linear_start(block_key, f"{name}.filter", 2 * size, self.width, dtype)
+                params |= linear_start(block_key, f"{name}.gate", 2 * size, self.width, dtype)
             else:
                 for part in ("query", "key", "value"):
                     bias = part != "key"
-                    found |= linear_start(own, f"{name}.{part}", size, self.width, dtype, bias=bias)
+                    layer = f"{name}.{part}"
+                    params |= linear_start(block_key, layer, size, self.width, dtype, bias=bias)
             size += self.width
-        return found | linear_start(rng.fold_in(key, "out"), "out", size, sizes.outputs, dtype)
+        return params | linear_start(rng.fold_in(key, "out"), "out", size, sizes.outputs, dtype)
 
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> list[Any]:
         x, count = torch.cat([z, labels], -1), z.shape[0]
-        there = torch.ones_like(x[:, 0]) if support.weight is None else support.weight > 0
-        there = there.to(x.dtype)
+        present = torch.ones_like(x[:, 0]) if support.weight is None else support.weight > 0
+        present = present.to(x.dtype)
         if support.weight is not None:  # examples of weight 0 first
-            x, there = _in_order(x, there), there.sort(stable=True).values
+            x, present = _in_order(x, present), present.sort(stable=True).values
         later = torch.ones(count, count, dtype=torch.bool, device=x.device).triu(1)
         mask = torch.zeros_like(later, dtype=x.dtype).masked_fill(later, ABSENT)
-        absent = (1 - there) * ABSENT
+        absent = (1 - present) * ABSENT
         memories: list[Any] = []
         for number, dilation in enumerate(self.blocks):
-            x = x * there.unsqueeze(-1)
+            x = x * present.unsqueeze(-1)
             if dilation:
                 shifted = torch.cat([torch.zeros_like(x[:dilation]), x])[:count]
                 memories.append(x[count - dilation] if dilation <= count else x[0] * 0)
@@ -87,27 +88,27 @@ class SNAIL(InContext):
             else:
                 memories.append((_memory(params, number, x), absent))
                 query = linear(params, f"blocks.{number}.query", x)
-                found = attend(query, memories[-1][0], 1, mask + absent)
-                x = torch.cat([x, found], -1)
+                attended = attend(query, memories[-1][0], 1, mask + absent)
+                x = torch.cat([x, attended], -1)
         return memories
 
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
         labels = params["blocks.0.query.weight"].shape[1] - z.shape[1]
         x = torch.cat([z, z.new_zeros(z.shape[0], labels)], -1)
-        for number, (dilation, found) in enumerate(zip(self.blocks, memory, strict=True)):
+        for number, (dilation, block_memory) in enumerate(zip(self.blocks, memory, strict=True)):
             if dilation:
-                x = _dense(params, number, x, found.expand_as(x))
+                x = _dense(params, number, x, block_memory.expand_as(x))
             else:
-                x = torch.cat([x, _with_itself(params, number, x, *found)], -1)
+                x = torch.cat([x, _with_itself(params, number, x, *block_memory)], -1)
         return linear(params, "out", x)
 
 
-def _dense(params: Params, number: int, x: Tensor, before: Tensor) -> Tensor:
-    """[x, gated]: x [L, D] and what lies one dilation before it, [L, D] -> [L, D + width]."""
-    both = torch.cat([before, x], -1)
+def _dense(params: Params, number: int, x: Tensor, shifted: Tensor) -> Tensor:
+    """Return [x, gated]: x [L, D] and x shifted by one dilation, [L, D] -> [L, D + width]."""
+    pairs = torch.cat([shifted, x], -1)
     name = f"blocks.{number}"
-    gated = linear(params, f"{name}.filter", both).tanh()
-    return torch.cat([x, gated * linear(params, f"{name}.gate", both).sigmoid()], -1)
+    gated = linear(params, f"{name}.filter", pairs).tanh()
+    return torch.cat([x, gated * linear(params, f"{name}.gate", pairs).sigmoid()], -1)
 
 
 def _memory(params: Params, number: int, x: Tensor) -> Memory:
@@ -116,16 +117,16 @@ def _memory(params: Params, number: int, x: Tensor) -> Memory:
 
 
 def _with_itself(params: Params, number: int, x: Tensor, support: Memory, bias: Tensor) -> Tensor:
-    """Attention of each query [M, D] to the support set and to itself -> [M, width]."""
-    own, query = _memory(params, number, x), linear(params, f"blocks.{number}.query", x)
+    """Return attention of each query [M, D] to the support set and to itself: [M, width]."""
+    own_memory, query = _memory(params, number, x), linear(params, f"blocks.{number}.query", x)
     scale = query.shape[-1] ** -0.5
     to_support = scale * query @ support.keys.T + bias  # [M, B]
-    to_itself = scale * (query * own.keys).sum(-1, keepdim=True)  # [M, 1]
+    to_itself = scale * (query * own_memory.keys).sum(-1, keepdim=True)  # [M, 1]
     weights = torch.cat([to_support, to_itself], -1).softmax(-1)
-    return weights[:, :-1] @ support.values + weights[:, -1:] * own.values
+    return weights[:, :-1] @ support.values + weights[:, -1:] * own_memory.values
 
 
-def _in_order(x: Tensor, there: Tensor) -> Tensor:
-    """Rows [B, D] with those of `there` [B] 0 first, in their order otherwise."""
-    order = there.sort(stable=True).indices
+def _in_order(x: Tensor, present: Tensor) -> Tensor:
+    """Return rows [B, D], those whose `present` [B] is 0 first, in their order otherwise."""
+    order = present.sort(stable=True).indices
     return x.gather(0, order.unsqueeze(-1).expand_as(x))

@@ -24,29 +24,29 @@ from metalearn.types import Key, Params
 
 
 def transformer_start(key: Key, layers: int, width: int, dtype: torch.dtype) -> Params:
-    """Parameters of `layers` blocks of attention and a perceptron (pre-normalised)."""
-    found: Params = {}
+    """Return parameters of `layers` blocks of attention and an MLP (pre-normalised)."""
+    params: Params = {}
     for layer in range(layers):
-        name, own = f"layers.{layer}", rng.fold_in(key, "layer", layer)
-        found |= norm_start(f"{name}.before", width, dtype)
+        name, layer_key = f"layers.{layer}", rng.fold_in(key, "layer", layer)
+        params |= norm_start(f"{name}.before", width, dtype)
         # A key's bias adds the same to all scores of a query, which softmax ignores.
         for part in ("query", "key", "value", "out"):
             bias = part not in ("key",)
-            found |= linear_start(own, f"{name}.{part}", width, width, dtype, bias=bias)
-        found |= norm_start(f"{name}.between", width, dtype)
-        found |= mlp_start(own, f"{name}.mlp", (width, 2 * width, width), dtype)
-    return found | norm_start("last", width, dtype)
+            params |= linear_start(layer_key, f"{name}.{part}", width, width, dtype, bias=bias)
+        params |= norm_start(f"{name}.between", width, dtype)
+        params |= mlp_start(layer_key, f"{name}.mlp", (width, 2 * width, width), dtype)
+    return params | norm_start("last", width, dtype)
 
 
 def depth(params: Params) -> int:
-    """The number of blocks."""
+    """Return the number of blocks."""
     return len({name.split(".")[1] for name in params if name.startswith("layers.")})
 
 
 def encode(
     params: Params, x: Tensor, heads: int, bias: Tensor | None = None, *, causal: bool = False
 ) -> list[Memory]:
-    """What each block offers to queries, of support tokens [B, D].
+    """Return the memory of each block for queries, from support tokens [B, D].
 
     bias [B] is added to the scores of each token. `causal`: a token attends to those before it and
     itself."""
@@ -61,7 +61,7 @@ def encode(
         memories.append(
             Memory(linear(params, f"{name}.key", z), linear(params, f"{name}.value", z))
         )
-        if layer + 1 < depth(params):  # what follows the last block's memory has no reader
+        if layer + 1 < depth(params):  # nothing reads the output of the last block
             x = _block(params, name, x, z, memories[-1], heads, bias)
     return memories
 
@@ -69,7 +69,7 @@ def encode(
 def answer(
     params: Params, x: Tensor, memories: list[Memory], heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """Query tokens after all blocks: [M, D] -> [M, D]; bias as in `encode`."""
+    """Return query tokens after all blocks: [M, D] -> [M, D]; bias as in `encode`."""
     for layer, memory in enumerate(memories):
         name = f"layers.{layer}"
         x = _block(params, name, x, norm(params, f"{name}.before", x), memory, heads, bias)
@@ -85,6 +85,6 @@ def _block(
     heads: int,
     bias: Tensor | None,
 ) -> Tensor:
-    found = attend(linear(params, f"{name}.query", z), memory, heads, bias)
-    x = x + linear(params, f"{name}.out", found)
+    attended = attend(linear(params, f"{name}.query", z), memory, heads, bias)
+    x = x + linear(params, f"{name}.out", attended)
     return x + mlp(params, f"{name}.mlp", norm(params, f"{name}.between", x))

@@ -57,8 +57,8 @@ class TransformerNeuralProcess(InContext):
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
         empty = z.new_zeros(z.shape[0], params["token.0.weight"].shape[1] - z.shape[1] - 1)
         x = _tokens(params, z, empty, is_query=True)
-        found = answer(params, x, memory, self.heads, weight_bias(support.weight))
-        return mlp(params, "out", found)
+        tokens = answer(params, x, memory, self.heads, weight_bias(support.weight))
+        return mlp(params, "out", tokens)
 
 
 def _tokens(params: Params, z: Tensor, labels: Tensor, *, is_query: bool) -> Tensor:
