@@ -224,7 +224,7 @@ def test_verdicts_follow_the_rule() -> None:
     random = 0.5 + 0.1 * draw.normal(size=20)
     for shift, verdict in ((-0.2, "better"), (0.2, "worse"), (0.0, "not worse")):
         found = race_results.paired(
-            random + shift + 0.05 * draw.normal(size=20), random, exact=0.4, of_chance=1.0
+            random + shift + 0.05 * draw.normal(size=20), random, exact=0.4, chance_regret=1.0
         )
         low, high = found["ci95"]
         assert found["verdict"] == verdict and low < found["difference"] < high
@@ -232,10 +232,10 @@ def test_verdicts_follow_the_rule() -> None:
         assert found["over_exact"] == pytest.approx(found["regret"] - 0.4)
         assert found["over_exact_ci95"] > 0
     # surely above 0, and below the tolerance
-    small = race_results.paired(random + 0.009, random, 0.5, of_chance=1.0)
+    small = race_results.paired(random + 0.009, random, 0.5, chance_regret=1.0)
     assert small["verdict"] == "not worse" and small["ci95"][0] > 0
-    assert race_results.paired(random + 0.011, random, 0.5, of_chance=1.0)["verdict"] == "worse"
-    assert race_results.paired(random, random, 0.5, of_chance=1.0)["ci95"] == [0, 0]
+    assert race_results.paired(random + 0.011, random, 0.5, chance_regret=1.0)["verdict"] == "worse"
+    assert race_results.paired(random, random, 0.5, chance_regret=1.0)["ci95"] == [0, 0]
     assert "not worse" in race_results.RULE
 
 

@@ -81,8 +81,8 @@ def test_tabulate_refuses_what_it_cannot_do(
         tabulation.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
     for wrong in ("", "0,1", "2,1", "1,1", "1;2", "a"):
         with pytest.raises(ConfigError, match="ascending"):
-            tabulation.points_of(wrong)
-    assert tabulation.points_of("1, 2,20") == (1, 2, 20)
+            tabulation.parse_points(wrong)
+    assert tabulation.parse_points("1, 2,20") == (1, 2, 20)
 
 
 def test_tabulate_refuses_a_table_of_something_else(

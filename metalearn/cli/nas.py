@@ -69,7 +69,7 @@ def tabulate(
         from metalearn.tabular import tabulate as table
 
         load(plugin)
-        table.tabulate(space, task, overrides or [], out, tasks, seeds, table.points_of(points))
+        table.tabulate(space, task, overrides or [], out, tasks, seeds, table.parse_points(points))
 
 
 Table = Annotated[Path, typer.Argument(help="A table written by metalearn nas tabulate.")]

@@ -33,7 +33,7 @@ RECKONINGS = {
     "truth": "searching the truth itself",
     "scores": "searching each task by its own scores",
 }
-LOOK = {
+STYLES = {
     "random": Style(SCRATCH, "o", "-"),
     "evolution": Style(PALETTE[0], MARKERS[0], "-"),
     "tpe": Style(PALETTE[1], MARKERS[1], "-"),
@@ -52,50 +52,50 @@ class Grid(NamedTuple):
     below: Sequence[str] = ()  # sentences under it
 
 
-def show(found: Json, console: Console | None = None) -> None:
-    """Every grid on the terminal."""
+def show(race: Json, console: Console | None = None) -> None:
+    """Print every grid on the terminal."""
     screen = console or Console()
-    screen.print(title(found), style="bold", highlight=False, soft_wrap=True)
-    for grid in grids(found):
-        look: Json = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
-        shown = Table(title=grid.title, box=SIMPLE, **look)
-        for place, name in enumerate(grid.head):
-            shown.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+    screen.print(title(race), style="bold", highlight=False, soft_wrap=True)
+    for grid in grids(race):
+        style: Json = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+        grid_table = Table(title=grid.title, box=SIMPLE, **style)
+        for index, name in enumerate(grid.head):
+            grid_table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
         for line in grid.lines:
-            shown.add_row(*(cell.replace(" ± ", "\n±") for cell in line))
+            grid_table.add_row(*(cell.replace(" ± ", "\n±") for cell in line))
         if grid.lines:
-            screen.print(shown)
+            screen.print(grid_table)
         for sentence in grid.below:
             screen.print(sentence, highlight=False, soft_wrap=True)
     screen.print()
 
 
-def title(found: Json) -> str:
-    """What was raced on: the table and its tasks."""
-    header, spec = found["header"], found["header"]["spec"]
+def title(race: Json) -> str:
+    """Return the title: the table of the race and its tasks."""
+    header, spec = race["header"], race["header"]["spec"]
     source = (header.get("task") or {}).get("source", "tasks")
-    ways = f"{spec['ways']}-way " if spec["kind"] == "classification" else ""
-    shape = f"{ways}{spec['shots']}-shot"
+    classes = f"{spec['ways']}-way " if spec["kind"] == "classification" else ""
+    shape = f"{classes}{spec['shots']}-shot"
     return (
-        f"{header['space']}, {found['networks']} networks; {source} {shape}, {header['tasks']} "
-        f"tasks, {header['seeds']} trainings of each; regret in {metric(found)}, lower is better"
+        f"{header['space']}, {race['networks']} networks; {source} {shape}, {header['tasks']} "
+        f"tasks, {header['seeds']} trainings of each; regret in {metric(race)}, lower is better"
     )
 
 
-def metric(found: Json) -> str:
-    """What regret is measured in."""
-    return "accuracy" if found["header"]["spec"]["kind"] == "classification" else "squared error"
+def metric(race: Json) -> str:
+    """Return the unit of regret."""
+    return "accuracy" if race["header"]["spec"]["kind"] == "classification" else "squared error"
 
 
-def grids(found: Json) -> list[Grid]:
-    """All that the terminal and Markdown show."""
-    curves = [_regrets(found, which) for which in RECKONINGS if found["curves"]]
-    last = [grid for grid in (_paired(found), _picks(found)) if grid.lines]
-    return [*curves, *last, _noise(found)]
+def grids(race: Json) -> list[Grid]:
+    """Return all grids that the terminal and Markdown show."""
+    curves = [_regrets(race, which) for which in RECKONINGS if race["curves"]]
+    last = [grid for grid in (_paired(race), _picks(race)) if grid.lines]
+    return [*curves, *last, _noise(race)]
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Four decimals below 1, fewer above; a dash for nothing."""
+    """Format with four decimals below 1 and fewer above; None as a dash."""
     if value is None:
         return "–"
     digits = next((count for limit, count in ((1, 4), (10, 3), (100, 2)) if abs(value) < limit), 1)
@@ -106,8 +106,8 @@ def _with(value: float | None, half: float | None, sign: str = "") -> str:
     return number(value, sign) if half is None else f"{number(value, sign)} ± {number(half)}"
 
 
-def _regrets(found: Json, which: str) -> Grid:
-    rows = [row for row in found["curves"] if row["reckoning"] == which]
+def _regrets(race: Json, which: str) -> Grid:
+    rows = [row for row in race["curves"] if row["reckoning"] == which]
     lines, below = [], []
     for row in rows:
         lines.append([row["searcher"], *(_with(*pair) for pair in zip(row["regret"], row["ci95"]))])
@@ -116,16 +116,16 @@ def _regrets(found: Json, which: str) -> Grid:
             where = "lies within" if row["agrees"] else "DOES NOT lie within"
             text = f"Random search {where} 4 standard errors of its exact expectation at every n."
             below.append(text)
-    below.append(f"A network drawn at random: {number(found['chance'][which])}.")
+    below.append(f"A network drawn at random: {number(race['chance'][which])}.")
     head = ["searcher, n", *map(str, rows[0]["evaluations"])]
     heading = (
         f"Regret after n evaluations, {RECKONINGS[which]}: mean ± 95 % interval over "
-        f"{found['seeds']} seeds"
+        f"{race['seeds']} seeds"
     )
     return Grid(heading, head, lines, below)
 
 
-def _paired(found: Json) -> Grid:
+def _paired(race: Json) -> Grid:
     lines = [
         [
             row["searcher"],
@@ -136,35 +136,35 @@ def _paired(found: Json) -> Grid:
             row["verdict"],
             _with(row["over_exact"], row["over_exact_ci95"], "+"),
         ]
-        for row in found["paired"]
+        for row in race["paired"]
     ]
     head = ["searcher", "reckoning", "regret", "over random's", "95 % interval", "verdict"]
     head.append("over theory's")
     below = [
-        f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. Over "
+        f"Verdicts: {race['rule']}. Intervals are not corrected for the number of searchers. Over "
         "theory's: against random search's exact expectation, so without the noise of its seeds."
     ]
-    heading = f"Against random search at {found['budget']} evaluations, same seeds"
+    heading = f"Against random search at {race['budget']} evaluations, same seeds"
     return Grid(heading, head, lines, below)
 
 
-def _picks(found: Json) -> Grid:
+def _picks(race: Json) -> Grid:
     lines, below = [], []
-    for row in found["picks"]:
-        places = [
+    for row in race["picks"]:
+        ranks = [
             f"{row['rank']:.1f}",
             f"{row['percentile']:.0f} %",
             _with(row["regret"], row["ci95"]),
         ]
         gap = _with(row["over_chance"], row["over_chance_ci95"], "+")
         among = [f"{row['shared']['rank']:.1f}", number(row["shared"]["regret"])]
-        lines.append([row["searcher"], *places, gap, *among])
+        lines.append([row["searcher"], *ranks, gap, *among])
         below = [
-            f"Ranks are among {found['networks']} networks, 1 the best, "
-            f"{(found['networks'] + 1) / 2:.1f} by chance; beats: the share of the others that are "
+            f"Ranks are among {race['networks']} networks, 1 the best, "
+            f"{(race['networks'] + 1) / 2:.1f} by chance; beats: the share of the others that are "
             "worth less; in all: by the mean truth of all tasks. Regret by chance: "
             f"{number(row['chance'])}, in all {number(row['shared']['chance'])}; of random search "
-            f"with {found['budget']} evaluations of each task's scores, exactly: "
+            f"with {race['budget']} evaluations of each task's scores, exactly: "
             f"{number(row['random_at_budget'])}."
         ]
     head = ["searcher", "rank", "beats", "regret", "over chance's", "rank in all", "regret in all"]
@@ -175,8 +175,8 @@ def _picks(found: Json) -> Grid:
     return Grid(heading, head, lines, below)
 
 
-def _noise(found: Json) -> Grid:
-    noise = found["noise"]
+def _noise(race: Json) -> Grid:
+    noise = race["noise"]
     lines = [
         ["score and truth", _with(noise["tau"], noise["tau_ci95"])],
         ["score and the truth of one training", number(noise["one_seed"])],
@@ -184,11 +184,11 @@ def _noise(found: Json) -> Grid:
         ["truths of two tasks", number(noise["between_tasks"])],
     ]
     below = [f"Regret of the best score of all networks: {number(noise['regret_of_best_score'])}."]
-    if found["diverged"]:
+    if race["diverged"]:
         counted = (
-            " and count as the largest loss that counts" if metric(found) == "squared error" else ""
+            " and count as the largest loss that counts" if metric(race) == "squared error" else ""
         )
-        below.append(f"{found['diverged']:.2%} of the trainings diverged{counted}.")
+        below.append(f"{race['diverged']:.2%} of the trainings diverged{counted}.")
     return Grid(
         "Noise of the table: Kendall's tau, mean over tasks", ["between", "tau"], lines, below
     )
@@ -203,66 +203,65 @@ text outside of the marked sections stays.
 """
 
 
-def write_markdown(path: Path, found: Json, plot: Path | None) -> None:
-    """Write the race's section in the place of that of the same table, else at the end."""
-    name = Path(found["table"]).stem
-    content = markdown(found, "" if plot is None else image(plot, path, name))
+def write_markdown(path: Path, race: Json, plot: Path | None) -> None:
+    """Replace the section of the same table with this race's, or append it."""
+    name = Path(race["table"]).stem
+    content = markdown(race, "" if plot is None else image(plot, path, name))
     replace_section(path, f"race: {name}", content, HEAD)
 
 
-def markdown(found: Json, picture: str = "") -> str:
-    """The section: what was raced on, the picture, every grid."""
-    parts = [f"## {Path(found['table']).stem}", f"{title(found)}.", picture]
-    for grid in grids(found):
+def markdown(race: Json, picture: str = "") -> str:
+    """Return the section: title, figure and every grid."""
+    parts = [f"## {Path(race['table']).stem}", f"{title(race)}.", picture]
+    for grid in grids(race):
         parts += [f"### {grid.title}", table(grid.head, grid.lines, left=1), *grid.below]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# the picture
+# the figure
 
 
-def drawing(found: Json) -> str:
-    """Regret against evaluations as a standalone SVG."""
-    return svg(figure(found, (8.2, 4.2)), "race")
+def drawing(race: Json) -> str:
+    """Return regret against evaluations as a standalone SVG."""
+    return svg(figure(race, (8.2, 4.2)), "race")
 
 
 @with_style
-def figure(found: Json, size: tuple[float, float]) -> Figure:
-    """Regret against evaluations, one panel a reckoning, 95 % bands over seeds.
+def figure(race: Json, size: tuple[float, float]) -> Figure:
+    """Plot regret against evaluations, one panel per reckoning, with 95 % bands over seeds.
 
-    With random search's theory, and chance."""
-    drawn = Figure(size, layout="constrained")
-    panels = drawn.subplots(1, len(RECKONINGS), squeeze=False)[0]
+    Also random search's exact expectation, and chance."""
+    figure = Figure(size, layout="constrained")
+    panels = figure.subplots(1, len(RECKONINGS), squeeze=False)[0]
     for axes, (which, title) in zip(panels, RECKONINGS.items()):
-        rows = [row for row in found["curves"] if row["reckoning"] == which]
-        top = found["chance"][which]
+        rows = [row for row in race["curves"] if row["reckoning"] == which]
+        top = race["chance"][which]
         _scales(axes, rows, top)
         for row in rows:
             _curve(axes, row)
         dots: Json = {"color": GREY, "lw": 0.9, "ls": (0, (1, 2)), "zorder": 1}
         axes.axhline(top, **dots, label="a network drawn at random")
         axes.set_title(title, loc="left", size="medium", color=INK)
-    drawn.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
-    drawn.supylabel(f"regret in {metric(found)}, lower is better", size="medium", color=INK)
+    figure.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
+    figure.supylabel(f"regret in {metric(race)}, lower is better", size="medium", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
-    return drawn
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    return figure
 
 
 def _curve(axes: Axes, row: Json) -> None:
-    """A line with its band; a searcher that asks once has a line across, which
-    others may lie on."""
-    style, x = LOOK[row["searcher"]], np.asarray(row["evaluations"], np.float64)
-    style_of: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
+    """Plot a line with its band; for a searcher that asks once, a horizontal line."""
+    style, x = STYLES[row["searcher"]], np.asarray(row["evaluations"], np.float64)
+    line: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
     if _asks_once(row):
-        axes.plot(x, row["regret"], **style_of, lw=1.4, zorder=2)
+        axes.plot(x, row["regret"], **line, lw=1.4, zorder=2)
         return
     low, high = _band(row)
     axes.fill_between(
         x, np.maximum(low, axes.get_ylim()[0]), high, color=style.color, alpha=0.14, lw=0
     )
     marks: Json = {"marker": style.marker, "ms": 4.6, "mec": "white", "mew": 0.7}
-    axes.plot(x, row["regret"], **style_of, **marks, lw=1.6, zorder=3)
+    axes.plot(x, row["regret"], **line, **marks, lw=1.6, zorder=3)
     if "exact" in row:
         axes.plot(
             x, row["exact"], color=INK, lw=1.1, ls=(0, (4, 2)), zorder=4, label="random, exact"
@@ -270,20 +269,19 @@ def _curve(axes: Axes, row: Json) -> None:
 
 
 def _asks_once(row: Json) -> bool:
-    return LOOK[row["searcher"]].marker == ""
+    return STYLES[row["searcher"]].marker == ""
 
 
 def _band(row: Json) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Ends of the 95 % interval at each number of evaluations; both the mean where
-    there is none."""
+    """Return the 95 % interval at each number of evaluations; without one, the mean twice."""
     y = np.asarray(row["regret"], np.float64)
     half = np.asarray([value or 0.0 for value in row["ci95"]], np.float64)
     return y - half, y + half
 
 
 def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
-    """Evaluations on a logarithm; regret, too, where it spans more than a factor of 8, linear
-    around a regret of 0."""
+    """Set a logarithmic axis of evaluations; also of regret if it spans more than a factor of 8,
+    linear around a regret of 0."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(count) for count in rows[0]["evaluations"]]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

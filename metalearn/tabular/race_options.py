@@ -17,11 +17,11 @@ from metalearn.nas import SEARCHERS
 from metalearn.nas.searchers.search import Searcher
 from metalearn.nas.spaces.space import Space
 from metalearn.nas.tabular import Table
-from metalearn.tabular.table_tasks import Tasks, opened, rebuilt
+from metalearn.tabular.table_tasks import Tasks, open_table, rebuild
 
 Json = dict[str, Any]
 Problems = list[tuple[str, str]]
-# Name -> (searcher, the fields that the name stands for). The table alone answers the first.
+# Name -> (searcher, its fields). Those of BY_TABLE need the table alone.
 BY_TABLE: dict[str, tuple[str, Json]] = {
     "random": ("random", {}),
     "evolution": ("evolution", {}),
@@ -60,8 +60,8 @@ class RaceOptions:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Everything checked: who races, on what."""
+class RaceSetup:
+    """The checked racers, and the table and tasks of the race."""
 
     table: Table
     space: Space
@@ -70,8 +70,8 @@ class Ready:
     tasks: Tasks | None
 
 
-def check(options: RaceOptions) -> Ready:
-    """Table, searchers, files and numbers, before anything runs; ConfigError with all problems."""
+def check(options: RaceOptions) -> RaceSetup:
+    """Check table, searchers, files and numbers; raises ConfigError with all problems."""
     problems: Problems = []
     racers = chosen(options, problems)
     if options.seeds < 2:
@@ -86,10 +86,10 @@ def check(options: RaceOptions) -> Ready:
     _outputs(options, problems)
     searchers: dict[str, Searcher] = {}
     try:
-        table = opened(options.table)
+        table = open_table(options.table)
         _usable(table, options, problems)
         trains = any(name in BY_TRAINING for name in racers)
-        space, tasks = rebuilt(table, str(options.table), trains, options.device)
+        space, tasks = rebuild(table, str(options.table), trains, options.device)
     except ConfigError as error:
         raise ConfigError(*problems, *error.problems) from None
     for name, racer in racers.items():
@@ -99,11 +99,11 @@ def check(options: RaceOptions) -> Ready:
             problems += [(name, text) for _, text in error.problems]
     if problems:
         raise ConfigError(*problems)
-    return Ready(table, space, racers, searchers, tasks)
+    return RaceSetup(table, space, racers, searchers, tasks)
 
 
 def chosen(options: RaceOptions, problems: Problems) -> dict[str, Any]:
-    """The searchers with their fields; random search is among them where the table answers any."""
+    """Return the searchers with their fields, with random search if any of them uses the table."""
     names = list(dict.fromkeys(options.searchers or RACERS))
     unknown = [name for name in names if name not in RACERS]
     problems += [
@@ -112,46 +112,46 @@ def chosen(options: RaceOptions, problems: Problems) -> dict[str, Any]:
     ]
     if any(name in BY_TABLE for name in names):
         names = list(dict.fromkeys(("random", *names)))
-    given = _fields(options.sets, names, problems)
-    made: dict[str, Any] = {}
+    fields = _fields(options.sets, names, problems)
+    racers: dict[str, Any] = {}
     for name in (name for name in names if name in RACERS):
         kind, fixed = RACERS[name]
         racer = validated(
-            SEARCHERS[kind], {"name": kind, **given.get(name, {}), **fixed}, name, problems
+            SEARCHERS[kind], {"name": kind, **fields.get(name, {}), **fixed}, name, problems
         )
         if racer is not None:
-            made[name] = racer
-    return made
+            racers[name] = racer
+    return racers
 
 
 def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> dict[str, Json]:
     """`evolution.population=8` -> {"evolution": {"population": 8}}."""
-    given: dict[str, Json] = {}
+    fields: dict[str, Json] = {}
     for text in sets:
         try:
             path, value = split(text)
         except ConfigError:
             path, value = [], None
         if len(path) != 2:
-            why = " must be SEARCHER.FIELD=VALUE, such as evolution.population=8"
+            problem = " must be SEARCHER.FIELD=VALUE, such as evolution.population=8"
         elif path[0] not in RACERS:
-            why = f": unknown search algorithm {path[0]!r}; {did_you_mean(path[0], RACERS)}"
+            problem = f": unknown search algorithm {path[0]!r}; {did_you_mean(path[0], RACERS)}"
         elif path[0] not in names:
-            why = f": {path[0]} is not among the search algorithms; add --searcher {path[0]}"
+            problem = f": {path[0]} is not among the search algorithms; add --searcher {path[0]}"
         elif path[1] in ("name", *RACERS[path[0]][1]):
-            why = f": {path[1]} is fixed by the name {path[0]}"
+            problem = f": {path[1]} is fixed by the name {path[0]}"
         else:
-            given.setdefault(path[0], {})[path[1]] = value
+            fields.setdefault(path[0], {})[path[1]] = value
             continue
-        problems.append(("--set", f"{text!r}{why}"))
-    return given
+        problems.append(("--set", f"{text!r}{problem}"))
+    return fields
 
 
 def _outputs(options: RaceOptions, problems: Problems) -> None:
     """Check that all files can be written and differ from each other and from the table."""
     paths = {"--out": options.out, "--markdown": options.markdown, "--plot": options.plot}
-    given = {option: path for option, path in paths.items() if path is not None}
-    for option, path in given.items():
+    outputs = {option: path for option, path in paths.items() if path is not None}
+    for option, path in outputs.items():
         if path.is_dir():
             problems.append((option, f"{path} is a directory: use the name of a file"))
         wall = next(
@@ -163,18 +163,19 @@ def _outputs(options: RaceOptions, problems: Problems) -> None:
             problems.append((option, f"{path} is the table itself: choose another name"))
     if options.plot is not None and options.plot.suffix != ".svg":
         problems.append(("--plot", f"{options.plot} must end with .svg"))
-    for (one, path), (other, second) in combinations(given.items(), 2):
-        if path.resolve() == second.resolve():
-            problems.append((other, f"{second} and {one} have the same file: choose two names"))
+    for (first_option, path), (second_option, second_path) in combinations(outputs.items(), 2):
+        if path.resolve() == second_path.resolve():
+            text = f"{second_path} and {first_option} have the same file: choose two names"
+            problems.append((second_option, text))
 
 
 def _usable(table: Table, options: RaceOptions, problems: Problems) -> None:
-    """A table on which a race means something."""
-    place, done, networks = str(options.table), int(table.done.sum()), len(table.done)
+    """Check that a race on the table is meaningful."""
+    file, trained, networks = str(options.table), int(table.done.sum()), len(table.done)
     if not table.complete:
-        text = f"contains {done} of {networks} networks"
-        problems.append((place, f"{text}: finish it with the same metalearn nas tabulate command"))
+        text = f"contains {trained} of {networks} networks"
+        problems.append((file, f"{text}: finish it with the same metalearn nas tabulate command"))
     elif table.unbounded:
-        problems.append((place, UNBOUNDED))
+        problems.append((file, UNBOUNDED))
     if options.budget > networks:
         problems.append(("--budget", f"{options.budget} is above the table's {networks} networks"))

@@ -29,14 +29,14 @@ TASKS = ("task", "split", "episodes_seed", "fingerprint", "dtype")
 
 
 class Tasks(NamedTuple):
-    """The table's tasks, as searchers that train are given them."""
+    """The table's tasks in the form that searchers that train get."""
 
     folds: Folds  # leading T, L
     keys: Key  # [T], of per-task search
 
 
-def opened(path: Path) -> Table:
-    """The table of a file; DataError for a file that is none."""
+def open_table(path: Path) -> Table:
+    """Return the table of a file; raises DataError for any other file."""
     table = load(path)
     lacks = [name for name in HEADER if name not in table.header]
     if lacks:
@@ -45,30 +45,30 @@ def opened(path: Path) -> Table:
     return table
 
 
-def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space, Tasks | None]:
-    """The space with the table's costs and, where a searcher trains, the table's tasks."""
+def rebuild(table: Table, file: str, trains: bool, device: str) -> tuple[Space, Tasks | None]:
+    """Return the space with the table's costs and, if a searcher trains, the table's tasks."""
     header = table.header
     try:
         options = PerTaskNAS.model_validate(header["training"])
-        policy, made = header["normalisation"], header["spec"]
-        outputs = made["ways"] if made["kind"] == "classification" else 1
+        policy, fields = header["normalisation"], header["spec"]
+        outputs = fields["ways"] if fields["kind"] == "classification" else 1
         spec = EpisodeSpec(
-            made["kind"],
-            made["ways"],
-            made["shots"],
+            fields["kind"],
+            fields["ways"],
+            fields["shots"],
             1,
-            tuple(made["x_shape"]),
+            tuple(fields["x_shape"]),
             outputs,
-            made["ways"],
+            fields["ways"],
         )
     except (KeyError, TypeError, ValidationError) as error:
-        raise ConfigError((place, f"has a header that cannot be read: {error}")) from error
-    source = source_of(header, place, device) if trains else None
+        raise ConfigError((file, f"has a header that cannot be read: {error}")) from error
+    source = build_source(header, file, device) if trains else None
     space: Space = options.space.build(spec if source is None else source.spec, policy)
     rows = results.row_numbers(table)
     if sorted(rows) != sorted(classes(space)):
         text = f"holds {len(rows)} networks, which are not"
-        raise ConfigError((place, f"{text} the {len(classes(space))} of {space.name}"))
+        raise ConfigError((file, f"{text} the {len(classes(space))} of {space.name}"))
 
     def cost(genotype: Genotype) -> Cost:
         return Cost(int(table.params[rows[genotype]]), int(table.flops[rows[genotype]]))
@@ -78,40 +78,41 @@ def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space,
 
 
 def _tasks(header: Json, source: TaskSource, options: PerTaskNAS) -> Tasks:
-    """The folds and keys with which per-task search meets these tasks when the evaluator hands it
-    them."""
+    """Return the folds and keys that per-task search has for these tasks in an evaluation."""
     episodes = source.sample(fold_in(header["episodes_seed"], "episodes"), header["tasks"])
     keys = fold_in(episodes.info["key"], "learn", "search")
-    divided = vmap(lambda one, key: divide(source.spec, one, key, options.folds, options.repeats))
-    return Tasks(divided(episodes.support, fold_in(keys, "folds")), keys)
+    divide_tasks = vmap(
+        lambda support, key: divide(source.spec, support, key, options.folds, options.repeats)
+    )
+    return Tasks(divide_tasks(episodes.support, fold_in(keys, "folds")), keys)
 
 
-def source_of(header: Json, place: str, device: str) -> TaskSource:
-    """The source of the table's tasks; ConfigError where it is unknown or gives others."""
+def build_source(header: Json, file: str, device: str) -> TaskSource:
+    """Return the source of the table's tasks; raises ConfigError if unknown or changed."""
     lacks = [name for name in TASKS if name not in header]
     if lacks:
         text = f"does not specify its tasks: its header lacks {', '.join(lacks)}"
-        raise _only_the_table((place, text))
+        raise _task_error((file, text))
     problems: Problems = []
     sources, name = TABLES["tasks"], str(header["task"].get("source"))
     if name not in sources:
-        raise _only_the_table((place, f"has the unknown task source {name!r}"))
+        raise _task_error((file, f"has the unknown task source {name!r}"))
     task: Any = validated(sources[name], header["task"], "task", problems)
     if problems:
-        raise _only_the_table(*((place, f"{where} {text}") for where, text in problems))
-    dtype, on = DTYPES[header["dtype"]], device_of(device)
+        raise _task_error(*((file, f"{where} {text}") for where, text in problems))
+    dtype, device = DTYPES[header["dtype"]], device_of(device)
     try:
-        source: TaskSource = task.build(split=header["split"], seed=0, device=on, dtype=dtype)
+        source: TaskSource = task.build(split=header["split"], seed=0, device=device, dtype=dtype)
     except ConfigError as error:
-        found = ((f"{place}: {where}", text) for where, text in error.problems)
-        raise _only_the_table(*found) from error
+        task_problems = ((f"{file}: {where}", text) for where, text in error.problems)
+        raise _task_error(*task_problems) from error
     if fingerprint(source, header["episodes_seed"]) != header["fingerprint"]:
         text = "was made with other tasks than its header gives here (different fingerprint)"
-        raise _only_the_table((place, text))
+        raise _task_error((file, text))
     return source
 
 
-def _only_the_table(*problems: tuple[str, str]) -> ConfigError:
-    """Problems of the tasks, which searchers that the table alone answers do not need."""
+def _task_error(*problems: tuple[str, str]) -> ConfigError:
+    """Return an error about the tasks, which searchers that use the table alone do not need."""
     hint = "search algorithms that do not train need no tasks: select them with --searcher"
-    return ConfigError(*((place, f"{text}; {hint}") for place, text in problems))
+    return ConfigError(*((location, f"{text}; {hint}") for location, text in problems))

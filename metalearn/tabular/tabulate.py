@@ -37,7 +37,7 @@ from metalearn.types import Episode, Key, TaskSource
 
 LARGEST = 2000  # networks of a table
 EVERY = 5.0  # seconds between two writes of an unfinished table
-PLACES = ("task", "model", "run", "evaluate")
+SECTIONS = ("task", "model", "run", "evaluate")
 
 
 def tabulate(
@@ -52,7 +52,7 @@ def tabulate(
     """Train every network of a space and store truth and scores in one file, resumably."""
     experiment, source, options, space = _parts(name, task, overrides)
     path = out or Path("runs") / "tables" / f"{name}-{experiment.name}.npz"
-    # of learning_curve: the table has the test tasks themselves
+    # as in learning_curve: the table has the test tasks themselves
     key = fold_in(experiment.evaluate.seed, "episodes")
     facts = {
         "task": experiment.test_task.model_dump(mode="json"),
@@ -68,7 +68,7 @@ def tabulate(
         text = f"has {count} different networks, more than {LARGEST}: use a small search space"
         raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
     with lock_folder(path.with_suffix(".lock.d")):
-        table = _table_at(path, fresh)
+        table = _load_or_start(path, fresh)
         set_threads(experiment.run.threads or cores())
         episodes = source.sample(key, tasks)
         keys = learn_keys(episodes.info["key"])
@@ -77,13 +77,13 @@ def tabulate(
     print(f"table: {path}")
 
 
-def points_of(text: str) -> tuple[int, ...]:
+def parse_points(option: str) -> tuple[int, ...]:
     """`1,2,5` -> (1, 2, 5); ConfigError for anything but ascending whole numbers above 0."""
-    parts = [part.strip() for part in text.split(",")]
-    points = tuple(int(part) for part in parts if part.isdecimal())
-    if len(points) != len(parts) or list(points) != sorted(set(points)) or points[0] < 1:
-        why = f"must be ascending integers >= 1, such as 1,2,5,10,20 (got {text!r})"
-        raise ConfigError(("--points", why))
+    entries = [entry.strip() for entry in option.split(",")]
+    points = tuple(int(entry) for entry in entries if entry.isdecimal())
+    if len(points) != len(entries) or list(points) != sorted(set(points)) or points[0] < 1:
+        text = f"must be ascending integers >= 1, such as 1,2,5,10,20 (got {option!r})"
+        raise ConfigError(("--points", text))
     return points
 
 
@@ -92,21 +92,25 @@ def _parts(
 ) -> tuple[config.Experiment, TaskSource, PerTaskNAS, Space]:
     if name not in SPACES:
         raise ConfigError((name, f"unknown search space; {did_you_mean(name, SPACES)}"))
-    of_file = [text for text in overrides if text.partition(".")[0] in PLACES]
-    plan = config.load(task, of_file)
+    experiment_overrides = [text for text in overrides if text.partition(".")[0] in SECTIONS]
+    plan = config.load(task, experiment_overrides)
     experiment = plan.experiments[0]
-    given = [
-        one.method
-        for one in plan.experiments
-        if isinstance(one.method, PerTaskNAS) and one.method.space.name == name
+    methods = [
+        entry.method
+        for entry in plan.experiments
+        if isinstance(entry.method, PerTaskNAS) and entry.method.space.name == name
     ]
-    start = given[0].model_dump(mode="json") if given else {"space": _space_of(name, experiment)}
-    own = [f"method.{text}" for text in overrides if text not in of_file]
-    data, _ = apply_overrides({"method": start}, own)
+    start: dict[str, Any]
+    if methods:
+        start = methods[0].model_dump(mode="json")
+    else:
+        start = {"space": _space_fields(name, experiment)}
+    method_overrides = [f"method.{text}" for text in overrides if text not in experiment_overrides]
+    data, _ = apply_overrides({"method": start}, method_overrides)
     problems: list[tuple[str, str]] = []
     options = validated(PerTaskNAS, data["method"], "", problems)
     if problems or not isinstance(options, PerTaskNAS):
-        raise ConfigError(*((place.removeprefix("."), text) for place, text in problems))
+        raise ConfigError(*((location.removeprefix("."), text) for location, text in problems))
     dtype = DTYPES[experiment.run.dtype]
     device = device_of(experiment.run.device)
     source: TaskSource = experiment.test_task.build(
@@ -116,23 +120,22 @@ def _parts(
     return experiment, source, options, options.space.build(source.spec, policy)
 
 
-def _space_of(name: str, experiment: config.Experiment) -> dict[str, Any]:
-    """The space with what the experiment's model says of the fields that they share, such as
-    filters."""
+def _space_fields(name: str, experiment: config.Experiment) -> dict[str, Any]:
+    """Return the fields of a space; shared ones, such as filters, are the experiment's model's."""
     fields = SPACES[name].model_fields
     model = experiment.model.model_dump(mode="json")
     return {**{key: value for key, value in model.items() if key in fields}, "name": name}
 
 
-def _table_at(path: Path, fresh: Table) -> Table:
+def _load_or_start(path: Path, fresh: Table) -> Table:
     if not path.exists():
         return fresh
-    found = load(path)
-    if found.header != fresh.header:
-        changed = sorted(key for key in fresh.header if found.header.get(key) != fresh.header[key])
+    stored = load(path)
+    if stored.header != fresh.header:
+        changed = sorted(key for key in fresh.header if stored.header.get(key) != fresh.header[key])
         text = f"contains another table ({', '.join(changed)} differ): choose another --out"
         raise ConfigError((str(path), text))
-    return found
+    return stored
 
 
 def _fill(
@@ -145,9 +148,10 @@ def _fill(
     keys: Key,
     path: Path,
 ) -> Table:
-    """Train what is not trained yet; what is there is written every few seconds, and whatever ends
-    this."""
-    todo = [number for number, done in enumerate(table.done) if not done]
+    """Train the networks that are not trained yet.
+
+    The table is written every few seconds, and if an exception ends the training."""
+    todo = [number for number, trained in enumerate(table.done) if not trained]
     begin = written = time.monotonic()
     try:
         for count, number in enumerate(todo, 1):
@@ -158,9 +162,9 @@ def _fill(
             if time.monotonic() - written > EVERY or count == len(todo):
                 write_atomic(path, table.save())
                 written = time.monotonic()
-                left = (written - begin) / count * (len(todo) - count)
+                seconds_left = (written - begin) / count * (len(todo) - count)
                 text = f"{int(table.done.sum())} of {len(table.done)} networks, about"
-                log.info(f"{text} {left / 60:.0f} min left")
+                log.info(f"{text} {seconds_left / 60:.0f} min left")
     except BaseException:
         if table.done.any():
             write_atomic(path, table.save())
@@ -169,7 +173,7 @@ def _fill(
 
 
 def _show(table: Table, space: Space) -> None:
-    """The best networks, and what random search finds."""
+    """Print the best networks, and the regret of random search."""
     values = table.values(None)
     metric, sign = ("accuracy", 1) if table.classification else ("loss", -1)
     grid = Grid("network", metric, "parameters", "FLOPs")
@@ -191,9 +195,9 @@ def _show(table: Table, space: Space) -> None:
     print(f"a network drawn at random: regret {mean_architecture(table):.4f}")
     for draws in (4, 16, 64):
         if draws < len(values):
-            exact, drawn = random_control(table, draws, truth=True), random_control(table, draws)
+            exact = random_control(table, draws, truth=True)
             text = f"random search, {draws} candidates: regret {exact:.4f}, by support sets alone"
-            print(f"{text} {drawn:.4f}")
+            print(f"{text} {random_control(table, draws):.4f}")
     default = space.canonical(space.default)
     print(
         f"the field's own network: regret {values.max() - values[table.index(space, default)]:.4f}"
