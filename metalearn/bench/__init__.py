@@ -1,11 +1,11 @@
-"""`metalearn bench`: one meta-step of ours timed beside the same step of other people's packages.
+"""`metalearn bench`: times one meta-step of this package and the same step of other packages.
 
 workloads   what is timed: numbers only
-problem     a workload made into tasks, a method and starting parameters
-plain       the models once more in plain torch, and the reference: a loop of torch.autograd.grad in
+problem     a workload as tasks, a method and initial parameters
+plain       the models in plain torch, and the reference: a loop of torch.autograd.grad in
 float64
-engine      what every engine offers, and why one may be left out
-native, by_learn2learn, by_higher, by_torchopt, by_jax, sampling     one engine a file
+engine      the interface of engines, and why one may be skipped
+native, by_learn2learn, by_higher, by_torchopt, by_jax, sampling     one engine per file
 measure     time in turns, peak memory, quartiles
 bench       workload by workload: check the gradients, then time; rows
 scaling     seconds against tasks per batch, and memory in chunks

@@ -1,4 +1,4 @@
-"""Measurement of workloads: build the engines, check their gradients, measure memory and time."""
+"""Measure workloads: build the engines, check their gradients, measure memory and time."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Settings:
     device: str = "cpu"
     threads: int | None = None  # None: each workload's own
     executors: tuple[str, ...] = ()
-    tasks: int | None = None  # in the place of each workload's own number
+    tasks: int | None = None  # instead of each workload's own number
     turns: Turns = field(default_factory=Turns)
-    cold: bool = False  # every engine of ours compiles anew
+    cold: bool = False  # every engine of ours compiles again
     tf32: bool = False  # on CUDA: matrix products and convolutions with ten bits of mantissa
 
 
@@ -73,7 +73,7 @@ PROBLEMS: dict[str, type[Problem]] = {
 
 @dataclass
 class Outcome:
-    """What one workload gave: its rows, what was left out and why, facts about the workload."""
+    """Results of a workload: its rows, skipped engines with reasons, facts about the workload."""
 
     rows: list[Row]
     left_out: list[Row]
@@ -83,7 +83,7 @@ class Outcome:
 def measure_workload(workload: Workload, settings: Settings) -> Outcome:
     """Measure all engines on one workload.
 
-    An engine whose gradient is off, or that fails, is a row with `error`."""
+    An engine whose gradient is wrong, or that fails, is a row with `error`."""
     work = workload.with_tasks(settings.tasks) if settings.tasks else workload
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
@@ -96,7 +96,7 @@ def measure_workload(workload: Workload, settings: Settings) -> Outcome:
     if work.family not in ("sampling", "validation"):
         expected, outcome.facts["flops"] = reference_and_flops(problem)
     if not work.regression:
-        assert problem.ready  # drawn now, outside of all measurements
+        assert problem.ready  # sampled now, outside of all measurements
     verified: list[VerifiedEngine] = []
     for contender in contenders(problem, settings.engines, settings.executors):
         verified += _prepare(problem, contender, expected, settings, outcome)
@@ -119,8 +119,8 @@ def _prepare(
     settings: Settings,
     outcome: Outcome,
 ) -> list[VerifiedEngine]:
-    """The contender's engines, built, stepped once, checked; where several forms are one row, the
-    fastest."""
+    """Build the contender's engines, run one step, check them; if several forms share a row, return
+    the fastest."""
     verified: list[VerifiedEngine] = []
     base_row: Row = _row(problem, contender)
     try:
@@ -153,7 +153,7 @@ def _prepare(
 def _row(problem: Problem, contender: Contender) -> Row:
     row: Row = {"workload": problem.workload.name, "engine": contender.engine}
     if contender.engine == "native":
-        row["executor"] = contender.executor  # null of what no executor runs, such as sampling
+        row["executor"] = contender.executor  # null if no executor runs it, such as sampling
     if contender.chunk:
         row["chunk"] = contender.chunk
     row["tasks"] = problem.workload.tasks
@@ -168,8 +168,8 @@ def _form_row(row: Row, engine: Engine) -> Row:
 def _agrees(
     problem: Problem, ready: VerifiedEngine, expected: Params | None, settings: Settings
 ) -> bool:
-    """Whether the engine computes the reference's gradient; if not, its row says so and it is not
-    timed."""
+    """Return whether the engine computes the reference's gradient; if not, its row has an `error`
+    and it is not timed."""
     if expected is None or ready.engine.gradient is None:
         return True
     bound = BOUND_TF32 if settings.tf32 else BOUND
@@ -200,8 +200,7 @@ def _fail(
 
 
 def _fastest(forms: list[VerifiedEngine], outcome: Outcome) -> VerifiedEngine:
-    """The form that needs least for a step, of three each in turns; the rows of the others are
-    dropped."""
+    """Return the form with the fastest step, of three each in turns; drop the other rows."""
     times = in_turns({candidate.engine.form: candidate.engine for candidate in forms}, Turns(3, 0))
     order = sorted(forms, key=lambda candidate: quartiles(times[candidate.engine.form])[1])
     for slower in order[1:]:
@@ -216,8 +215,8 @@ def _fastest(forms: list[VerifiedEngine], outcome: Outcome) -> VerifiedEngine:
 def _time_engines(
     problem: Problem, verified: list[VerifiedEngine], turns: Turns, outcome: Outcome
 ) -> None:
-    """Peak memory of each engine, then all in turns, with a plain convolution among them where
-    there are any."""
+    """Measure peak memory of each engine, then time all in turns, together with a plain
+    convolution if the model is Conv4."""
     runnable: list[VerifiedEngine] = []
     for candidate in verified:
         try:

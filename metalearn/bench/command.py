@@ -77,7 +77,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
 
 
 def _check(options: BenchOptions) -> list[Workload]:
-    """The workloads; ConfigError with every problem, before torch is imported or a file written."""
+    """Return the workloads; raises ConfigError with every problem, before anything is written."""
     problems: list[tuple[str, str]] = []
     workloads: list[Workload] = []
     try:
@@ -102,7 +102,7 @@ def _check(options: BenchOptions) -> list[Workload]:
 
 
 def _executor_error(executor: str) -> str:
-    """Why NAME or NAME:CHUNK is no executor; empty where it is one."""
+    """Return why NAME or NAME:CHUNK is not an executor; empty if it is one."""
     name, colon, chunk = executor.partition(":")
     if name not in get_args(Executor):
         return f"{name!r}: {did_you_mean(name, get_args(Executor))}"
@@ -115,7 +115,7 @@ def _executor_error(executor: str) -> str:
 def _initial_data(
     device: str, earlier: dict[str, Any] | None, options: BenchOptions
 ) -> dict[str, Any]:
-    """An empty result, or the earlier one of the same machine to which rows are added."""
+    """Return an empty result, or the earlier one of the same machine to which rows are added."""
     from metalearn.storage.environment import describe
 
     environment = describe(device) | _versions() | {"tf32": options.tf32}
@@ -134,7 +134,7 @@ def _initial_data(
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the peers that are installed."""
+    """Return the versions of the peers that are installed."""
     versions = {}
     for name in NAMES[1:]:
         try:
@@ -147,7 +147,7 @@ def _versions() -> dict[str, str]:
 def _replace_rows(
     data: dict[str, Any], section: str, rows: list[dict[str, Any]], names: Sequence[str]
 ) -> None:
-    """The rows, in the place of earlier ones of the same workloads."""
+    """Replace earlier rows of the same workloads."""
     data[section] = [row for row in data.get(section, []) if row["workload"] not in names] + rows
 
 
@@ -177,7 +177,7 @@ def _store(options: BenchOptions, data: dict[str, Any]) -> None:
 
 
 def _write_outputs(options: BenchOptions, data: dict[str, Any]) -> None:
-    """The pictures beside --out (or where --plot says), and the section of the Markdown file."""
+    """Write the figures next to --out (or to --plot), and the section of the Markdown file."""
     target = options.plot or (options.out.with_suffix(".svg") if options.out else None)
     plots: list[Path] = []
     if target is not None:

@@ -29,14 +29,14 @@ ENGINES = ("native", *PEERS)
 
 @dataclass(frozen=True)
 class Contender:
-    """One engine under one executor: what is built when its turn to be prepared comes."""
+    """One engine with one executor, built when it is prepared."""
 
     engine: str
-    # one for each form; notes on its row what is known by then; raises LeftOut
+    # one engine per form; adds facts to its row; raises LeftOut
     build: Callable[[Row], list[Engine]]
     executor: str | None = None  # of native
     chunk: int | None = None
-    every_form: bool = False  # a row for each form; else the fastest one is timed
+    every_form: bool = False  # a row per form; else the fastest one is timed
 
     @property
     def label(self) -> str:
@@ -48,7 +48,7 @@ class Contender:
 def contenders(
     problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()
 ) -> list[Contender]:
-    """The contenders of `engines`; `executors` replace the ones chosen for this workload."""
+    """Return the contenders of `engines`; `executors` replace the workload's own."""
     names = set(engines)
     if problem.workload.family == "validation":
         return [contender for contender in _validation(problem) if contender.engine in names]
@@ -111,7 +111,7 @@ def _validation(problem: Problem) -> list[Contender]:
 
 
 def _replay_contenders(problem: Problem) -> list[Contender]:
-    """Captured graphs of several steps, and without Triton where there is any."""
+    """Return captured graphs of several steps, and one without Triton if it is available."""
     choice = native.parse_choice("graph", problem.workload.tasks)
     result = [
         Contender("native", lambda row: [native.engine(problem, choice, native.REPLAYED)], "graph")

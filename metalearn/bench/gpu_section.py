@@ -22,7 +22,7 @@ POOLED = "conv4_pool_5w1s_q1"
 
 
 def write_section(path: Path, out: Path, state: dict[str, dict[str, Any]]) -> None:
-    """Put the section of this card in the place of its earlier one, or at the end."""
+    """Replace the section of this GPU, or append it."""
     from metalearn.machine import cuda_facts
 
     facts = cuda_facts("cuda")
@@ -30,7 +30,7 @@ def write_section(path: Path, out: Path, state: dict[str, dict[str, Any]]) -> No
 
 
 def render(facts: dict[str, Any], out: Path, state: dict[str, dict[str, Any]]) -> str:
-    """Card and versions, targets, every piece, executors by precision, the peers."""
+    """Render GPU and versions, targets, every piece, executors by precision, the peers."""
     import torch
 
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -53,7 +53,7 @@ def render(facts: dict[str, Any], out: Path, state: dict[str, dict[str, Any]]) -
 
 
 def _targets(out: Path) -> str:
-    """The three targets of a card, with what was measured."""
+    """Render the three targets of a GPU, with what was measured."""
     rows = [row for row in _json(out / "bench.json").get("rows", []) if row["workload"] == POOLED]
     ratio = speedup(rows, ("learn2learn",)) if rows else None
     result = _json(next(iter(sorted(out.glob("omniglot/**/result.json"))), out / "none"))
@@ -93,7 +93,7 @@ def _plain(text: str | None) -> str:
 
 
 def _precisions(out: Path) -> list[str]:
-    """What a precision costs: the error of a meta-gradient, seconds a step, the score."""
+    """Render the accuracy of each precision: error of a meta-gradient, score."""
     lines = []
     for folder in sorted(out.glob("precision-*/")):
         environment = _json(next(iter(sorted(folder.rglob("environment.json"))), folder / "none"))

@@ -1,8 +1,8 @@
-"""`metalearn bench --gpu-suite`: what a card has to show, in pieces that can be continued.
+"""`metalearn bench --gpu-suite`: tests and measurements of a GPU, in pieces that can be continued.
 
 A piece is a command in a process of its own that ends within LIMIT seconds. Repeating the suite
-skips the pieces that are done and continues the others; nothing needs a network. The commands and
-their outputs lie in the folder, and one section of a Markdown file holds the results."""
+skips the pieces that are done and continues the others; nothing needs a network. The outputs of
+the commands are stored in the folder, the results in one section of a Markdown file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 
 def pieces(out: Path) -> list[Piece]:
-    """Tests, executors in each precision, the peers, precisions in training, the long run."""
+    """Return tests, executors in each precision, the peers, training precisions, the long run."""
     ours = (sys.executable, "-m", "metalearn")
     test = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
     result = [Piece(f"tests-{name[:-3]}", (*test, f"tests/{name}")) for name in TESTS]
@@ -94,9 +94,9 @@ def pieces(out: Path) -> list[Piece]:
 
 
 def suite(out: Path, markdown: Path | None, seconds: float | None = None) -> dict[str, Any]:
-    """Work through the pieces, at most for so many seconds; returns the state of each.
+    """Run the pieces, for at most `seconds`; return the state of each.
 
-    `pieces.json` in `out` holds it. ConfigError without a CUDA device."""
+    It is stored in `pieces.json` in `out`. Raises ConfigError without a CUDA device."""
     _check_device()
     out.mkdir(parents=True, exist_ok=True)
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -123,7 +123,7 @@ def _check_device() -> None:
 def work_through(
     queue: Sequence[Piece], out: Path, deadline: float | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run what is not done yet, and write down the state after each piece."""
+    """Run what is not done yet, and store the state after each piece."""
     file = out / "pieces.json"
     state: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
     state = {piece.name: state.get(piece.name, {"status": "open"}) for piece in queue}
@@ -151,7 +151,7 @@ def _shorten(word: str) -> str:
 
 
 def _run(piece: Piece, state: dict[str, dict[str, Any]], out: Path, limit: float) -> dict[str, Any]:
-    """One piece: its status, exit code, seconds so far and last line."""
+    """Run one piece; return its status, exit code, seconds so far and last line."""
     path, command, start = out / f"{piece.name}.log", _command(piece, state), time.monotonic()
     earlier_seconds = state[piece.name].get("seconds", 0.0) if command is not piece.command else 0.0
     environment = {**os.environ, "PYTHONPATH": _python_path()}
@@ -172,12 +172,12 @@ def _python_path() -> str:
 
 
 def _working_directory(command: Sequence[str]) -> Path:
-    """Tests are named from the checkout, all else by whole paths or from here."""
+    """Return the checkout for tests, whose paths are relative to it, else the current folder."""
     return CHECKOUT if "pytest" in command else Path.cwd()
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float) -> tuple[int, bool]:
-    """(exit code, whether it ended by itself); after the limit it is asked to save and stop."""
+    """Return (exit code, whether it ended by itself); after the limit, ask it to save and stop."""
     try:
         return process.wait(limit), True
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The arithmetic of a meta-step and the rate of this machine: a bound for all engines."""
+"""FLOPs of a meta-step and the rate of this machine: a bound for all engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = "plain convolution"
 
 
 def reference_and_flops(problem: Problem) -> tuple[Params, int]:
-    """The reference gradient in float64, and the FLOPs of its products and convolutions."""
+    """Return the reference gradient in float64, and the FLOPs of its products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         expected = _reference(problem)
     return expected, int(counter.get_total_flops())
@@ -38,14 +38,14 @@ def _reference(problem: Problem) -> Params:
 
 @dataclass(frozen=True)
 class Plain:
-    """A convolution that does nothing else, and its operations a step."""
+    """A single convolution, and its operations per step."""
 
     engine: Engine
     flops: int
 
 
 def convolution(problem: Problem) -> Plain:
-    """The second block's convolution over the support images of all tasks.
+    """Return the second block's convolution over the support images of all tasks.
 
     Shared weights, channels last, no gradient."""
     work = problem.workload

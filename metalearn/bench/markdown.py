@@ -1,4 +1,4 @@
-"""Rows as a section of a Markdown file, one section a machine; the rest of the file stays."""
+"""Rows as a section of a Markdown file, one per machine; the rest of the file stays."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ machine is replaced by its next run, text outside of the marked sections stays.
 
 
 def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
-    """Write the run's section in the place of that of the same machine, else at the end."""
+    """Replace the section of the same machine with this run's, or append it."""
     name = f"bench: {machine(data['environment'])}"
     replace_section(path, name, render(data, [image(plot, path) for plot in plots]), HEAD)
 
 
 def machine(env: Row) -> str:
-    """The machine of a file: card, processor and cores."""
+    """Return the machine of a file: GPU, processor and cores."""
     cpu = f"{env.get('cpu') or env.get('platform', '')}, {env.get('cores')} cores"
     if env.get("device", "cpu") == "cpu":
         return cpu
@@ -44,7 +44,7 @@ def machine(env: Row) -> str:
 
 
 def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
-    """The section: machine and versions, ratios, every row, curves over tasks, memory, absences."""
+    """Render the section: machine, ratios, every row, scaling, memory, skipped engines."""
     parts = [f"## {machine(data['environment'])}", facts_line(data["environment"])]
     parts += plots or []
     if rows := data["rows"]:
@@ -74,7 +74,7 @@ the same by the best executor in the table."""
 
 
 def facts_line(env: Row) -> str:
-    """Date, commit, versions and command in a line."""
+    """Return date, commit, versions and command in one line."""
     names = ("torch", "learn2learn", "higher", "torchopt", "jax")
     versions = [f"{name} {env[name]}" for name in names if env.get(name)]
     commit = f"commit {env['git'][:10]}" if env.get("git") else ""
@@ -90,7 +90,7 @@ def _command(env: Row) -> str:
 
 
 def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
-    """Our best time beside that of every peer that was timed, a line a workload."""
+    """Compare our best time with that of every peer that was timed, one line per workload."""
     peers = [engine for engine in PEERS if best(rows, (engine,))]
     head = ["workload", "tasks", "ours", *peers, "speed over best peer", "share of limit"]
     head.append("auto's total")
@@ -173,7 +173,7 @@ def _memory(rows: list[Row]) -> str:
 
 
 def left_out(rows: list[Row]) -> str:
-    """A line for each engine and reason, with its workloads."""
+    """Return one line per engine and reason, with its workloads."""
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         names = [f"`{row['workload']}`"] if row.get("workload") else []

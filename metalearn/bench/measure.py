@@ -1,4 +1,4 @@
-"""Time in turns, memory, quartiles: what is measured of engines that have passed the check."""
+"""Time in turns, memory and quartiles of engines that have passed the check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metalearn.executors import auto, trace
 
 # seconds that one turn lasts at least, so that the clock and the first call's caches do not count
 BLOCK = 0.05
-LEAST = 3  # rounds that are made whatever the budget says
+LEAST = 3  # rounds that are run regardless of the budget
 PROC = Path("/proc/self")
 
 
@@ -30,7 +30,7 @@ PROC = Path("/proc/self")
 class Turns:
     """How long to measure: `repeats` rounds, fewer when `seconds` are used up.
 
-    At least three, if so many were asked for."""
+    At least three rounds are run, if `repeats` allows."""
 
     repeats: int = 15
     seconds: float = 60.0
@@ -39,9 +39,9 @@ class Turns:
 def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[float]]:
     """Return the seconds per step of each engine, one number per round.
 
-    Within a round each has its turn, the first one changing.
+    Within a round each engine has its turn; the first one changes.
 
-    A turn is as many steps as last BLOCK seconds; temporary load affects all engines equally."""
+    A turn has as many steps as last BLOCK seconds; temporary load affects all engines equally."""
     names = list(engines)
     counts = {name: _steps_a_turn(engine) for name, engine in engines.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -57,7 +57,7 @@ def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[floa
 
 
 def _turn(engine: Engine, steps: int) -> float:
-    gc.collect()  # no engine pays for another's garbage
+    gc.collect()  # no engine collects another's garbage
     start = time.perf_counter()
     for _ in range(steps):
         engine.step()
@@ -72,7 +72,7 @@ def _steps_a_turn(engine: Engine) -> int:
 
 @contextlib.contextmanager
 def _frozen_objects() -> Iterator[None]:
-    """What was built stays out of the garbage collector's way."""
+    """Exclude existing objects from garbage collection."""
     gc.collect()
     gc.freeze()
     try:
@@ -82,7 +82,7 @@ def _frozen_objects() -> Iterator[None]:
 
 
 def fresh_cache(cold: bool) -> contextlib.AbstractContextManager[Any]:
-    """A context in which, if `cold`, compiled code is neither read from disk nor left there."""
+    """Return a context in which, if `cold`, compiled code is neither read from nor kept on disk."""
     return _empty_cache() if cold else contextlib.nullcontext()
 
 
@@ -100,7 +100,7 @@ def _empty_cache() -> Iterator[None]:
 
 
 def first_step(engine: Engine) -> float:
-    """Seconds of the first step: what compiling and warming up cost, and one step."""
+    """Return the seconds of the first step, compiling and warm-up included."""
     start = time.perf_counter()
     engine.step()
     engine.wait()
@@ -108,17 +108,17 @@ def first_step(engine: Engine) -> float:
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
+    """Return first quartile, median and third quartile."""
     low, middle, high = np.quantile(np.asarray(seconds), (0.25, 0.5, 0.75))
     return float(low), float(middle), float(high)
 
 
 def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
-    """Most memory of `steps` steps on the CPU beyond that before; None where unknown.
+    """Return peak memory of `steps` steps on the CPU beyond that before; None if unknown.
 
-    The peak of the resident set, set back beforehand, after memory that was freed has been handed
-    back: compiled code, parameters and episodes drawn before do not count, activations and
-    gradients do. Linux tells it."""
+    It is the peak of the resident set, reset after freed memory was returned to the system:
+    compiled code, parameters and episodes sampled before do not count, activations and gradients
+    do. Linux only."""
     gc.collect()
     _trim_heap()
     before = _reset_peak()
@@ -131,7 +131,7 @@ def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
 
 @contextlib.contextmanager
 def peak_on_cuda(device: str, engine: str, row: dict[str, Any]) -> Iterator[None]:
-    """`peak_bytes` of the row: most memory of torch's allocator beyond that before.
+    """Set `peak_bytes` of the row: peak memory of torch's allocator beyond that before.
 
     Around the first step, not a later one: a captured graph allocates then and never again. JAX
     allocates elsewhere."""
@@ -153,13 +153,13 @@ def _steps(engine: Engine, steps: int) -> None:
 
 
 def _trim_heap() -> None:
-    """Ask the C library to give freed memory back to the system, where it has such a call."""
+    """Ask the C library to return freed memory to the system, if it has such a call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> int | None:
-    """Set the peak of the resident set back to what is resident now, and return that, in bytes."""
+    """Reset the peak of the resident set to what is resident now, and return that, in bytes."""
     try:
         (PROC / "clear_refs").write_text("5")
     except OSError:

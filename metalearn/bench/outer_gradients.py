@@ -1,4 +1,4 @@
-"""Estimators of the outer gradient of an initialization against the exact one, in one table.
+"""Table of estimators of the outer gradient of an initialization against the exact one.
 
     python -m metalearn.bench.outer_gradients --out experiments/results/outer_gradients.json
 
@@ -56,7 +56,7 @@ ESTIMATORS: dict[str, tuple[int, Estimate]] = {
 
 
 class Problem(NamedTuple):
-    """One task and a start: everything that a gradient depends on."""
+    """One task and an initialization: everything that a gradient depends on."""
 
     learner: Learner
     spec: EpisodeSpec
@@ -66,7 +66,7 @@ class Problem(NamedTuple):
 
 
 def problems(dtype: torch.dtype) -> dict[str, Problem]:
-    """A sinusoid with a small perceptron, and letters with a small convolutional network."""
+    """Return a sinusoid with a small MLP, and letters with a small convolutional network."""
     waves = Sinusoid(shots=10, queries=10).build(dtype=dtype)
     letters = Glyphs(ways=5, shots=1, queries=5).build(dtype=dtype)
     learners: dict[str, tuple[TaskSource, ModelComponent, float]] = {
@@ -83,7 +83,7 @@ def problems(dtype: torch.dtype) -> dict[str, Problem]:
 
 
 def solve(problem: Problem, theta: Params) -> Params:
-    """phi after all inner steps."""
+    """Return phi after all inner steps."""
     loss = penalised(support_loss(problem.learner, problem.spec), problem.strength)
     start = {f"{START}{name}": x for name, x in theta.items()}
     options: Any = {"keep": (STEPS,), "fixed": start}
@@ -93,7 +93,7 @@ def solve(problem: Problem, theta: Params) -> Params:
 
 
 def exact(problem: Problem) -> Params:
-    """The gradient of the query loss through the inner loop."""
+    """Return the gradient of the query loss through the inner loop."""
 
     def outer(theta: Params) -> Tensor:
         return _query_loss(problem, solve(problem, theta))
@@ -103,7 +103,7 @@ def exact(problem: Problem) -> Params:
 
 
 def estimate_gradient(problem: Problem, estimate: Estimate) -> Params:
-    """The gradient by an estimator, at the end of the inner loop."""
+    """Return the gradient of an estimator, at the end of the inner loop."""
     with torch.no_grad():
         phi = solve(problem, problem.theta)
     loss = support_loss(problem.learner, problem.spec)
@@ -114,7 +114,7 @@ def estimate_gradient(problem: Problem, estimate: Estimate) -> Params:
 
 
 def measure_estimators(turns: Turns) -> dict[str, Any]:
-    """The table: errors in float64, times and memory in float32."""
+    """Return the table: errors in float64, times and memory in float32."""
     precise, fast = problems(torch.float64), problems(torch.float32)
     rows = [row for name in precise for row in _rows(name, precise[name], fast[name], turns)]
     strengths = " and ".join(f"{problem.strength:g}" for problem in precise.values())

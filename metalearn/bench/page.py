@@ -1,4 +1,4 @@
-"""The site's page of benchmarks, drawn from the files that `metalearn bench --out` has written."""
+"""The site's page of benchmarks, generated from the files that `metalearn bench --out` wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ to get there, and what did not help, is in `experiments/benchmarks/RESULTS.md`."
 
 
 def page(folder: Path) -> tuple[str, dict[str, str]]:
-    """Markdown of all files of a folder, and the SVG figures that it names, by their paths."""
+    """Return Markdown of all files of a folder, and the SVG figures that it uses, by path."""
     parts, figures = [HEAD], {}
     for path in sorted(folder.glob("*.json")):
         data = read_json(path)
@@ -29,7 +29,7 @@ def page(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def _section(data: Row, figure: str) -> str:
-    """One file: machine and versions, figure, ratios; every row and what is absent in a fold."""
+    """Render a file: machine and versions, figure, ratios; rows and skipped engines are folded."""
     env, workloads = data["environment"], data["workloads"]
     return "\n\n".join(
         [
@@ -49,5 +49,5 @@ def _sentences(workloads: Row) -> str:
 
 
 def _fold(title: str, content: str) -> str:
-    """A paragraph that opens when its title is clicked."""
+    """Return a paragraph that opens when its title is clicked."""
     return f'??? note "{title}"\n\n{textwrap.indent(content, "    ")}'

@@ -1,4 +1,4 @@
-"""Figures of the rows: seconds a step by workload, and seconds a task by tasks per batch."""
+"""Figures of the rows: seconds per step by workload, seconds per task by tasks per batch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _RC: Any = RC | {"font.size": 9}
 
 
 def workloads_figure(rows: Sequence[Row]) -> str:
-    """Times as multiples of our median, logarithmic, one line a workload.
+    """Plot times as multiples of our median, logarithmic, one line per workload.
 
-    Bars reach from quartile to quartile.
+    Bars range from first to third quartile.
 
-    At the left our own median; at the right how many times as long the best peer takes. A workload
-    that was timed without us is measured by its fastest engine."""
+    On the left is our own median; on the right the best peer's time over ours. A workload that was
+    timed without us is relative to its fastest engine."""
     timed = {index: group for index, group in groups(rows).items() if best(group, ENGINES)}
     with matplotlib.rc_context(_RC):
         height = 0.42 * len(timed) + 1.15
@@ -57,7 +57,7 @@ def _right_label(axes: Any, y: float, text: str, **style: Any) -> None:
 
 
 def _points(axes: Any, y_center: int, rows: Sequence[Row | None], unit: float) -> None:
-    """The best row of each engine, a little apart from each other."""
+    """Plot the best row of each engine, slightly offset from each other."""
     for number, row in enumerate(rows):
         if row is None:
             continue
@@ -70,7 +70,7 @@ def _points(axes: Any, y_center: int, rows: Sequence[Row | None], unit: float) -
 
 
 def scaling_figure(rows: Sequence[Row]) -> str:
-    """Seconds a task against tasks per batch, both logarithmic, a panel a workload."""
+    """Plot seconds per task against tasks per batch, both logarithmic, one panel per workload."""
     names = list(dict.fromkeys(row["workload"] for row in rows))
     with matplotlib.rc_context(_RC):
         figure = Figure((8.2, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""A workload as every engine gets it: tasks, method, start, episodes for the check."""
+"""A workload as every engine receives it: tasks, method, initialization, check episodes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from metalearn.tasks.images import ImageSource
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Method, Params
 
 OUTER_LR = 1e-3  # Adam, the same on every side
-CLASSES, EXAMPLES = 1028, 20  # of the made-up images: the training set of Omniglot
-SMALL_CLASSES, SMALL_EXAMPLES = 64, 30  # of the made-up images of 84 x 84
-STEADY = 30.0  # the start's convolution weights are so many times the usual ones; see Problem.start
+CLASSES, EXAMPLES = 1028, 20  # of the random images: the training set of Omniglot
+SMALL_CLASSES, SMALL_EXAMPLES = 64, 30  # of the random images of 84 x 84
+STEADY = 30.0  # factor of the initial convolution weights; see Problem.start
 CHECK = 1_000_000  # the number of the batch on which gradients are compared
-READY = 4  # batches of episodes that are drawn beforehand for engines that bring no sampler
+READY = 4  # batches of episodes sampled in advance for engines without a sampler
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,20 @@ class Problem:
 
     @cached_property
     def start(self) -> Params:
-        """The parameters that every engine begins from, named as in our learner.
+        """The initial parameters of every engine, named as in our learner.
 
-        Convolutions begin STEADY times larger. The normalisation behind them takes the factor out
-        again, but an inner step then turns them STEADY^2 times less. With the usual start one step
-        of lr 0.4 changes the first layer by many times its size, and five steps of float32 differ
-        from float64 by a tenth and more whoever computes them, which leaves nothing to compare.
-        Time does not depend on it; first order stays far from second order."""
+        Convolutions start STEADY times larger. The normalisation behind them cancels the factor,
+        but an inner step then changes their direction STEADY^2 times less. With the usual
+        initialization one step of lr 0.4 changes the first layer by many times its size, and five
+        steps of float32 differ from float64 by a tenth or more in any package, which leaves nothing
+        to compare. Time does not depend on it; first order stays far from second order."""
         params = self.learner.init(fold_in(0, "bench", "init"))
         return {
             name: value * STEADY if value.dim() == 4 else value for name, value in params.items()
         }
 
     def episodes(self, number: int) -> Episode:
-        """Batch `number` of `tasks` episodes: support x [T, N*K, *X], query x [T, M, *X]."""
+        """Return batch `number` of `tasks` episodes: support x [T, N*K, *X], query x [T, M, *X]."""
         episodes: Episode = self.source.sample(fold_in(self.key, number), self.workload.tasks)
         return episodes
 
@@ -114,15 +114,15 @@ class Problem:
 
     @cached_property
     def ready(self) -> list[Episode]:
-        """Batches drawn beforehand, used in turn by engines that bring no sampler.
+        """Batches sampled in advance, used in turn by engines without a sampler.
 
-        Sampling costs them nothing."""
+        Sampling costs them no time."""
         return [self.episodes(number) for number in range(READY)]
 
     def waves(self) -> Episode:
-        """Sine waves by torch's own generator, all tasks at once.
+        """Return sine waves from torch's own generator, all tasks at once.
 
-        The sampler of the torch peers."""
+        This is the sampler of the torch peers."""
         work = self.workload
         points = torch.rand(work.tasks, work.shots + work.queries, 1, device=self.device) * 10 - 5
         amplitude = torch.rand(work.tasks, 1, 1, device=self.device) * 4.9 + 0.1
@@ -132,14 +132,14 @@ class Problem:
         return Episode(Batch(points[:, :k], y[:, :k]), Batch(points[:, k:], y[:, k:]), {})
 
     def draw(self, number: int) -> Episode:
-        """The data of a torch peer in step `number`: fresh waves, or a batch drawn beforehand."""
+        """Return a torch peer's data in step `number`: new waves, or a batch sampled in advance."""
         return self.waves() if self.workload.regression else self.ready[number % READY]
 
 
 def images(work: Workload) -> Any:
-    """Random bytes [classes, examples, channels, H, W] uint8.
+    """Return random bytes [classes, examples, channels, H, W] uint8.
 
-    84 x 84 in fewer copies, to spare memory."""
+    There are fewer of 84 x 84, to save memory."""
     count = (CLASSES, EXAMPLES) if max(work.x_shape) <= 28 else (SMALL_CLASSES, SMALL_EXAMPLES)
     return np.random.default_rng(0).integers(0, 256, (*count, *work.x_shape), dtype=np.uint8)
 
@@ -151,9 +151,9 @@ def synchronise(device: str) -> None:
 
 
 def gap(gradient: Params, expected: Params) -> float:
-    """The largest over leaves of |value - expected| / |expected|, Euclidean, in float64.
+    """Return the largest |value - expected| / |expected| over leaves, Euclidean, in float64.
 
-    Infinite where one is not finite.
+    Infinite if one is not finite.
 
     A leaf counts with at least a hundredth of the largest one: the gradient of a bias before a
     normalisation is exactly zero, and a ratio of its own would be rounding over nothing."""

@@ -1,15 +1,15 @@
-"""`metalearn bench --ranks N`: a meta-step by one process and by N, in turns, and its parts.
+"""`metalearn bench --ranks N`: times a meta-step on one process and on N, in turns, and its parts.
 
     one        all T tasks, sampling and update included, in one process
-    alone      a rank's share of the tasks and the update, without the others: what N ranks would
+    alone      a rank's slice of the tasks and the update, without the others: what N ranks would
     take if they were free
     together   the step as N ranks make it; together - alone is the sum of gradients, and
     waiting
 
 `speed-up` is one / together by the clock; `of CPU time` the same of the seconds that rank 0
-computed, which other work on the machine hardly changes, and which waiting is no part of. Every
-process has one thread. Rank 0 makes all three by turns, the others wait meanwhile, so that a noisy
-moment of the machine meets all alike."""
+computed, which other load on the machine hardly changes, and which does not include waiting. Every
+process has one thread. Rank 0 runs all three in turns while the others wait, so that temporary
+load affects all equally."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Size:
 
 
 def conv(tasks: int, filters: int = 64) -> Size:
-    """The paper's strided Conv4 on 5-way 1-shot Omniglot.
+    """Return the paper's strided Conv4 on 5-way 1-shot Omniglot.
 
-    Eager, as compiling would take most of the time."""
+    It is eager, as compiling would take most of the time."""
     overrides = (
         f"run.tasks_per_step={tasks}",
         f"model.filters={filters}",
@@ -69,7 +69,7 @@ def conv(tasks: int, filters: int = 64) -> Size:
 
 
 def perceptron(width: int, tasks: int = 32) -> Size:
-    """A sinusoid with two hidden layers: parameters without much work."""
+    """Return a sinusoid with two hidden layers: many parameters, little computation."""
     return Size(
         "maml_sinusoid",
         (f"model.sizes=[{width},{width}]", f"run.tasks_per_step={tasks}", "run.executor=vmap"),
@@ -84,7 +84,7 @@ SIZES = {
 
 
 def select_sizes(names: Sequence[str]) -> list[Size]:
-    """The rows that were asked for, default all; ConfigError for a name that is none."""
+    """Return the sizes with these names, default all; raises ConfigError for an unknown name."""
     unknown = [
         (name, f"unknown name; {did_you_mean(name, SIZES)}") for name in names if name not in SIZES
     ]
@@ -96,7 +96,7 @@ def select_sizes(names: Sequence[str]) -> list[Size]:
 def bench(
     ranks: Ranks, names: Sequence[str], out: Path | None, rounds: int, seconds: float
 ) -> None:
-    """Measure, show, write; the file is written anew after every row."""
+    """Measure, print and write; the file is rewritten after every row."""
     rows: list[Row] = []
     for size in select_sizes(names):
         rows.append(_row(ranks, size, rounds, seconds))
@@ -148,7 +148,7 @@ def _row(ranks: Ranks, size: Size, rounds: int, seconds: float) -> Row:
 
 
 def identity_sum(vector: Tensor) -> Tensor:
-    """The sum over one process, which still packs its gradients into a vector."""
+    """Return the sum over one process, which still packs its gradients into a vector."""
     return vector
 
 
@@ -174,7 +174,7 @@ def _train_step(
 
 
 class _Stepper:
-    """A way of making steps, with its own state and count; what is done `alone` rank 0 does."""
+    """Runs steps of one kind, with its own state and count; if `alone`, only rank 0 does."""
 
     def __init__(
         self, train_step: TrainStep, state: MetaState, ranks: Ranks, *, alone: bool = False
@@ -186,7 +186,7 @@ class _Stepper:
         self.steps = ranks.on_rank0(lambda: max(1, round(TURN / seconds)))
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Seconds a step: by the clock, and of this process on a CPU."""
+        """Return seconds per step: wall-clock time, and CPU time of this process."""
         start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(0 if self._idle else steps):
             step_input = self._train_step.step_input(self._step_index)
@@ -210,7 +210,7 @@ def _in_turns(
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown."""
+    """Return lines of Markdown."""
     heads = ["experiment", "tasks", "parameters", "ranks", "one", "alone", "together", "the rest"]
     lines = []
     for row in rows:

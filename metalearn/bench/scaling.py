@@ -15,12 +15,12 @@ from metalearn.executors.timings import ExecutorChoice
 from metalearn.logger import log
 
 TASKS = (1, 4, 16, 64, 256, 512)
-CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: so many tasks at once, of so many
+CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: tasks per chunk, and two numbers of tasks
 STEPS = 2  # of many tasks, whose memory is measured
 
 
 def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcome:
-    """The rows of one workload at each number of tasks, ours without auto's trials at each."""
+    """Measure one workload at each number of tasks, ours without auto's trials at each."""
     result, work = Outcome([], [], {}), WORKLOADS[name]
     for count in tasks:
         problem = Problem(work.with_tasks(count), settings.device)
@@ -34,10 +34,10 @@ def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcom
 
 
 def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> Row:
-    """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included.
+    """Compare peak memory of `many` tasks in chunks with that of `few`, sampling included.
 
     On a CPU the resident peak depends on the order in which the C library's blocks come and go: it
-    rises over the first dozen of chunks, whether these are one step's or many's. So it is taken
+    rises over the first dozen of chunks, whether these are one step's or many's. So it is measured
     over equally many chunks."""
     peaks, live_peaks = [], []
     for tasks in (few, many):

@@ -40,7 +40,7 @@ def engine_detail(row: Row) -> str:
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
-    """Rows of one workload and number of tasks together, in the order in which they came."""
+    """Group rows by workload and number of tasks, in their order."""
     result: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         result.setdefault((row["workload"], row["tasks"]), []).append(row)
@@ -48,13 +48,13 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
 
 
 def best(rows: Iterable[Row], engines: Sequence[str]) -> Row | None:
-    """The fastest timed row of these engines."""
+    """Return the fastest timed row of these engines."""
     timed = [row for row in rows if row["engine"] in engines and row.get("median_seconds")]
     return min(timed, key=lambda row: float(row["median_seconds"]), default=None)
 
 
 def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None:
-    """Time of the best of `engines` over that of our best executor; None without both."""
+    """Return the best time of `engines` over that of our best executor; None without both."""
     rows = list(rows)
     ours, theirs = best(rows, ("native",)), best(rows, engines)
     if ours is None or theirs is None:
@@ -63,9 +63,9 @@ def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None
 
 
 def auto_over_best(rows: Sequence[Row]) -> float | None:
-    """Auto's whole run over that of the best executor that was timed; None without both.
+    """Return the time of auto's whole run over that of the best executor; None without both.
 
-    Trials, compilation and steps."""
+    It includes trials, compilation and steps."""
     runs = [
         (row["executor"] == "auto", row["run_seconds"]) for row in rows if row.get("run_seconds")
     ]
@@ -80,7 +80,7 @@ def times(ratio: float | None) -> str:
 
 
 def share_of_limit(row: Row | None, facts: Row) -> float | None:
-    """The arithmetic of the step at the rate of a plain convolution, over the row's time."""
+    """Return the time of the step's FLOPs at the rate of a plain convolution, over the row's."""
     rate, flops = facts.get("conv_flops_per_second"), facts.get("flops")
     if row is None or not rate or not flops or not row.get("median_seconds"):
         return None
@@ -88,7 +88,7 @@ def share_of_limit(row: Row | None, facts: Row) -> float | None:
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
-    """One table of all rows on the terminal; ratios are to the best executor of ours."""
+    """Print one table of all rows; ratios are relative to our best executor."""
     title = "one meta-step: sample, meta-gradient, meta-update (sampling: one episode)"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     table.add_column("workload, tasks / engine", overflow="fold")

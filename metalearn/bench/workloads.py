@@ -1,4 +1,4 @@
-"""Workloads as numbers, without torch, so that a wrong name is refused at once."""
+"""Workloads as numbers, without torch, so that an unknown name fails at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Workload:
     filters: int = 64
     downsample: Literal["pool", "stride"] = "pool"
     flatten: bool = False
-    norm: bool = True  # whether the batch in hand normalises each block of conv4
+    norm: bool = True  # whether the current batch normalises each block of conv4
     inner_steps: int = 1  # S
     inner_lr: float = 0.4
     first_order: bool = False
@@ -45,7 +45,7 @@ class Workload:
         return replace(self, tasks=tasks)
 
     def sentence(self) -> str:
-        """What it is, in one line."""
+        """Describe the workload in one line."""
         if self.family == "sampling":
             return (
                 f"{self.ways}-way {self.shots}-shot episodes with {self.queries} queries a "
@@ -95,7 +95,7 @@ class Workload:
         return "x".join(map(str, self.x_shape))
 
 
-# Perceptrons have one thread: their matrices are too small to share, and a second one only costs.
+# MLPs have one thread: their matrices are too small to split, and a second one only costs time.
 _MLP = Workload("", 25, model="mlp", ways=1, shots=10, queries=10, inner_lr=0.01, threads=1)
 _SINUSOID = replace(_MLP, name="sinusoid_1step", x_shape=(1,))
 _L2O = replace(_MLP, family="l2o", inner_steps=100)
@@ -112,7 +112,7 @@ _TABLE = (
     Workload("conv4_stride_5w1s_q1", 32, downsample="stride"),
     Workload("conv4_stride_5w1s_q5", 16, queries=5, downsample="stride"),
     Workload("conv4_stride_5w1s_q15", 8, queries=15, downsample="stride"),
-    # at 0.1 float32 is off by 2 %, anybody's
+    # at 0.1 float32 is off by 2 % in every package
     Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.02),
     replace(_COLOUR, name="conv4_84_5w5s", shots=5, x_shape=(3, 84, 84)),
     replace(_COLOUR, name="conv4_cifar_5w1s", x_shape=(3, 32, 32)),
@@ -129,8 +129,8 @@ _TABLE = (
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
     Workload("validation_5w1s", 100, family="validation", queries=15, downsample="stride"),
     replace(_L2O, name="l2o_quadratics", tasks=32, x_shape=(10,)),
-    # Few tasks: what back-propagation keeps of 100 steps on 1,510 parameters is 0.3 GB a task where
-    # all is kept.
+    # Few tasks: back-propagation saves 0.3 GB per task for 100 steps on 1,510 parameters if
+    # everything is saved.
     replace(_L2O, name="l2o_mlp", tasks=4, ways=10, shots=5, x_shape=(1, 8, 8)),
 )
 
@@ -142,9 +142,9 @@ IN_CHUNKS = ("conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
 
 
 def select_workloads(names: list[str]) -> list[Workload]:
-    """The workloads of these names, each once; all for none.
+    """Return the workloads with these names, each once; all if there are none.
 
-    ConfigError with every unknown name."""
+    Raises ConfigError with every unknown name."""
     unknown = [
         (name, f"unknown workload; {did_you_mean(name, WORKLOADS)}")
         for name in names

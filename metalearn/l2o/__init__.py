@@ -1,1 +1,1 @@
-"""Learned optimizers against tuned hand-made ones: `metalearn l2o`."""
+"""Learned optimizers compared with tuned hand-designed ones: `metalearn l2o`."""

@@ -1,4 +1,4 @@
-"""`metalearn l2o`: train an update rule and compare it with tuned hand-made optimizers."""
+"""`metalearn l2o`: train an update rule and compare it with tuned hand-designed optimizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from metalearn.types import Meta
 
 SCHEDULES = ("constant", "cosine")
 FEW = 64  # problems on which the cost of a step is measured
-AHEAD = 10  # times the headline step that Adam gets to reach a learned rule's loss
+AHEAD = 10  # Adam has this many times the headline step to reach a learned rule's loss
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class L2OOptions:
     experiment: str
     overrides: tuple[str, ...]
     out: Path | None
-    also: tuple[str, ...]  # other problems: overrides of task and model, with spaces between
+    also: tuple[str, ...]  # other problems: overrides of task and model, separated by spaces
     inner_seeds: int
     tuning_tasks: int
 
 
 def run(options: L2OOptions) -> Path:
-    """Everything; returns the folder with optimizers.json, .md and .svg.
+    """Train, tune and measure; return the folder with optimizers.json, .md and .svg.
 
-    Finished seeds are left alone."""
+    Finished seeds are reused."""
     plan, tests = _check_plan(options)
     experiment, train_parts = plan.experiments[0], tests["as trained"][1]
     out = options.out or Path("runs") / plan.name
@@ -81,7 +81,7 @@ def run(options: L2OOptions) -> Path:
 
 
 def _check_plan(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
-    """The plan, and every problem to test on with its parts; ConfigError with all that is wrong."""
+    """Return the plan, and every problem to test on with its parts; raises ConfigError."""
     plan = load(options.experiment, options.overrides)
     if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
         raise ConfigError((plan.file, "must have a single `method`, learn_optimizer"))
@@ -106,7 +106,7 @@ def _check_plan(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment, 
 
 
 def _other(options: L2OOptions, text: str) -> Experiment:
-    """The experiment on another problem: the learned rule stays what it is."""
+    """Return the experiment on another problem, with the same learned rule."""
     changes = text.split()
     if not changes or any(
         not override.startswith(("task.", "model.", "evaluate.task.")) for override in changes
@@ -116,7 +116,7 @@ def _other(options: L2OOptions, text: str) -> Experiment:
 
 
 def _check_same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) -> None:
-    """ConfigError where what was learned for one network does not fit another."""
+    """Raises ConfigError if what was learned for one network does not fit another."""
     shapes, other_shapes = (
         {name: value.shape for name, value in parts.method.init(fold_in(0, "like")).meta.items()}
         for _, parts in (home, other)
@@ -127,7 +127,7 @@ def _check_same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Pa
 
 
 def _train(experiment: Experiment, out: Path) -> list[Meta]:
-    """Theta of every seed, trained where it is not there yet."""
+    """Return theta of every seed, trained if it is not there yet."""
     several = len(experiment.run.seeds) > 1
     metas = []
     for seed, folder in (
@@ -144,7 +144,7 @@ def _train(experiment: Experiment, out: Path) -> list[Meta]:
 
 
 def _target(experiment: Experiment, parts: Parts) -> Optimizee:
-    """The objective of the tested problem, in its own units."""
+    """Return the objective of the tested problem, in its own units."""
     return optimizee(parts.learner, parts.test.spec, experiment.method.batch)
 
 
@@ -155,7 +155,7 @@ def _nonzero_points(experiment: Experiment) -> tuple[int, ...]:
 def _tune_baselines(
     experiment: Experiment, parts: Parts, options: L2OOptions
 ) -> list[tuning.Baseline]:
-    """Every hand-made rule under every schedule, its rates chosen on training tasks."""
+    """Tune every hand-designed rule with every schedule on training tasks."""
     target, points = _target(experiment, parts), _nonzero_points(experiment)
     tuning_problems = problems(
         parts.train_in_test_form, fold_in(0, "tuning"), options.tuning_tasks, 0, points[-1], 0
@@ -175,7 +175,7 @@ def _measure_problem(
     baselines: Sequence[tuning.Baseline],
     options: L2OOptions,
 ) -> Row:
-    """The rows of one problem: the learned rule, the baselines, and Adam tuned for every task."""
+    """Return the rows of one problem: the learned rule, baselines, and Adam tuned per task."""
     points, target = experiment.evaluate.steps, _target(experiment, parts)
     index, inner = points.index(experiment.evaluate.headline), options.inner_seeds
     chunks = _test_problems(experiment, parts, options)
@@ -188,7 +188,7 @@ def _measure_problem(
     upper, levels = _measure_adam(experiment, target, starts, adam)
     rows = []
     for rule in (learned, *measured_baselines, upper):
-        # the starts that Adam's levels were computed on
+        # the initializations that Adam's levels were computed on
         seed_losses = torch.stack([run.train[0, :, index] for run in rule.runs])
         steps = levels.steps_to(float(seed_losses.mean()))
         rows.append(
@@ -204,7 +204,7 @@ def _measure_learned(
     chunks: Sequence[Problem],
     inner: int,
 ) -> RuleRuns:
-    """The learned rule of every seed."""
+    """Measure the learned rule of every seed."""
     points, target = experiment.evaluate.steps, _target(experiment, parts)
     like = trainable(parts.learner.init(fold_in(0, "like")))[0]
     learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
@@ -225,7 +225,7 @@ def _measure_baseline(
     points: tuple[int, ...],
     inner: int,
 ) -> RuleRuns:
-    """A hand-made rule at its tuned rates."""
+    """Measure a hand-designed rule at its tuned rates."""
     losses = _measure_chunks(
         chunks, lambda chunk: tuning.measure_baseline(target, chunk, base, points), inner
     )
@@ -236,7 +236,7 @@ def _measure_baseline(
 
 
 def _test_problems(experiment: Experiment, parts: Parts, options: L2OOptions) -> list[Problem]:
-    """Test problems in chunks [I * T]: the same tasks once for every inner seed, one seed after
+    """Return test problems in chunks [I * T]: the same tasks for every inner seed, one seed after
     another."""
     evaluate, last = experiment.evaluate, experiment.evaluate.steps[-1]
     key, chunks = fold_in(evaluate.seed, "episodes"), []
@@ -251,8 +251,7 @@ def _test_problems(experiment: Experiment, parts: Parts, options: L2OOptions) ->
 
 
 def _measure_chunks(chunks: Sequence[Problem], measure: Any, inner: int) -> Losses:
-    """Chunk by chunk, put together along the tasks: [..., I, T, P]; paths are not needed any
-    more."""
+    """Measure chunk by chunk and concatenate along the tasks: [..., I, T, P], without paths."""
     losses = [measure(chunk) for chunk in chunks]
     train, held_out = (
         torch.cat(
@@ -266,7 +265,7 @@ def _measure_chunks(chunks: Sequence[Problem], measure: Any, inner: int) -> Loss
 def _measure_adam(
     experiment: Experiment, target: Optimizee, chunks: Sequence[Problem], adam: RuleRuns
 ) -> tuple[RuleRuns, tuning.Levels]:
-    """(Adam at the best rate of every single task, the least mean loss that some rate has reached
+    """Return (Adam at the best rate of each task, the least mean loss that some rate has reached
     by each step)."""
     points, headline = experiment.evaluate.steps, int(experiment.evaluate.headline)
     rates = tuning.grid(chunks[0])

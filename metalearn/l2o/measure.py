@@ -16,12 +16,12 @@ from metalearn.rng import fold_in
 from metalearn.tree import take, vmap
 from metalearn.types import Batch, Key, Params, TaskSource, UpdateRule
 
-Rule = Callable[[Any], UpdateRule]  # of what vmap runs over besides tasks: a learning rate, say
+Rule = Callable[[Any], UpdateRule]  # from what vmap maps over besides tasks, such as a rate
 TIMED = 20  # steps of a timing
 
 
 class Losses(NamedTuple):
-    """At the points of a run: [..., T, P]; the training loss is that of the whole support set."""
+    """Losses at the points of a run: [..., T, P]; training loss is on the whole support set."""
 
     train: Tensor
     held_out: Tensor
@@ -31,9 +31,9 @@ class Losses(NamedTuple):
 def problems(
     source: TaskSource, key: Key, tasks: int, start: int, horizon: int, inner_seed: int
 ) -> Problem:
-    """Tasks start .. start + T - 1 of `key` [T].
+    """Return tasks start .. start + T - 1 of `key` [T].
 
-    `inner_seed` numbers starts and orders of data on the same tasks."""
+    `inner_seed` selects initialization and order of data on the same tasks."""
     episodes = source.sample(key, tasks, start)
     keys = fold_in(episodes.info["key"], "inner", inner_seed)
     length = torch.full((tasks,), float(horizon), dtype=source.spec.dtype, device=keys.device)
@@ -43,7 +43,7 @@ def problems(
 def run_rule(
     target: Optimizee, rule: UpdateRule, problem: Problem, points: Sequence[int]
 ) -> Losses:
-    """One task."""
+    """Run a rule on one task: [P]."""
     params = target.init(problem)
     units = target.units(params, problem)
 
@@ -69,7 +69,7 @@ def run_rule(
 def over_tasks(
     target: Optimizee, rule: UpdateRule, task_problems: Problem, points: Sequence[int]
 ) -> Losses:
-    """[T, P]."""
+    """Run a rule on every task: [T, P]."""
     losses: Losses = vmap(lambda problem: run_rule(target, rule, problem, points))(task_problems)
     return losses
 
@@ -77,7 +77,7 @@ def over_tasks(
 def over_rates(
     target: Optimizee, make: Rule, rates: Tensor, task_problems: Problem, points: Sequence[int]
 ) -> Losses:
-    """Every rate on every task: [L, T, P]."""
+    """Run every rate on every task: [L, T, P]."""
 
     def run_one(rate: Tensor, problem: Problem) -> Losses:
         return run_rule(target, make(rate), problem, points)
@@ -90,14 +90,14 @@ def over_rates(
 class Overhead(NamedTuple):
     """What one step costs on one task, the gradient of the objective included."""
 
-    seconds: float  # of a step of all tasks at once, by the number of tasks
-    flops: int | None  # products and elementwise work together; None where shapes alone do not tell
+    seconds: float  # of a step of all tasks at once, divided by the number of tasks
+    flops: int | None  # products and elementwise work; None if they do not follow from shapes
 
 
 def overhead(target: Optimizee, rule: UpdateRule, task_problems: Problem) -> Overhead:
-    """Seconds of an eager step, the least of three runs of TIMED steps, and its FLOPs.
+    """Return seconds of an eager step, the least of three runs of TIMED steps, and its FLOPs.
 
-    FLOPs of the second of two steps."""
+    FLOPs are those of the second of two steps."""
     tasks, times = task_problems.key.shape[0], []
     over_tasks(target, rule, task_problems, (1,))
     for _ in range(3):

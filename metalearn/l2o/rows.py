@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class RuleRuns(NamedTuple):
-    """All runs of one label: one item a meta-training seed, one in all if hand-made."""
+    """All runs of one label: one per meta-training seed, a single one if hand-designed."""
 
     label: str
     kind: str  # learned, baseline or per_task
@@ -27,7 +27,7 @@ class RuleRuns(NamedTuple):
 
 
 def row(runs: RuleRuns, points: Sequence[int]) -> Row:
-    """Means over tasks and all seeds; half widths of 95 % over tasks, and over training seeds."""
+    """Return means over tasks and seeds; 95 % half widths over tasks, and over training seeds."""
     train, held_out = (_stacked(runs, part) for part in ("train", "held_out"))  # [S, I, T, P]
     by_task, by_seed = train.mean((0, 1)), train.mean((1, 2))
     start = float(train[..., 0].mean())
@@ -55,9 +55,9 @@ def row(runs: RuleRuns, points: Sequence[int]) -> Row:
 
 
 def differences(learned: RuleRuns, others: Sequence[RuleRuns], at: int) -> list[Row]:
-    """The learned rule's loss minus each other's at one point, paired over tasks and seeds.
+    """Return the learned rule's loss minus each other's at one point, paired over tasks and seeds.
 
-    Negative: it is lower."""
+    Negative: the learned rule's is lower."""
     learned_losses = _stacked(learned, "train").mean(1)[..., at].numpy()  # [S, T]
     rows = []
     for other in others:

@@ -1,4 +1,4 @@
-"""The rows as a Markdown table and as a picture."""
+"""The rows as a Markdown table and as a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One section for the problem that was trained on, one for each other problem."""
+    """Render a section for the problem that was trained on, and one per other problem."""
     lines = [f"# {result['experiment']}: learned and hand-made optimizers", "", _what(result), ""]
     for problem in result["problems"]:
         lines += [
@@ -87,7 +87,7 @@ def _rate(row: Row, headline: int) -> str:
 
 
 def _adam(row: Row) -> str:
-    """Steps of tuned Adam to this row's loss at the headline step."""
+    """Return the steps that tuned Adam takes to this row's loss at the headline step."""
     adam_steps = row.get("adam_steps")
     if adam_steps is None:
         return ""
@@ -99,8 +99,8 @@ def _adam(row: Row) -> str:
 
 
 def _against(row: Row, adam: Row, headline: int, cost: str) -> str:
-    """What those steps of tuned Adam cost, as a multiple of what the row's steps to its headline
-    cost."""
+    """Return the cost of those steps of tuned Adam, as a multiple of that of the row's steps to
+    the headline."""
     steps, row_cost, adam_cost = (
         (row.get("adam_steps") or {}).get("steps"),
         row.get(cost),
@@ -135,7 +135,7 @@ def _paired(rows: Sequence[Row], headline: int) -> list[str]:
 
 
 def picture(result: dict[str, Any]) -> str:
-    """The training loss against steps, one panel a problem, logarithmic: learned rows thick."""
+    """Plot training loss against steps, one panel per problem, logarithmic; learned rules thick."""
     problems = result["problems"]
     columns = min(len(problems), 3)
     lines = -(-len(problems) // columns)
@@ -152,8 +152,8 @@ def picture(result: dict[str, Any]) -> str:
 
 
 def _panel(axes: Any, problem: dict[str, Any], points: Sequence[int]) -> None:
-    """Learned rules thick and black, each hand-made one in a colour, its cosine schedule dashed in
-    the same."""
+    """Plot learned rules thick and black, each hand-designed one in a colour, its cosine schedule
+    dashed in the same."""
     shown = [row for row in problem["rows"] if row["kind"] != "per_task"]
     rules = list(
         dict.fromkeys(row["label"].split(",")[0] for row in shown if row["kind"] == "baseline")

@@ -1,4 +1,4 @@
-"""Learning rates of hand-made rules: chosen on other functions, with equal trials."""
+"""Learning rates of hand-designed rules, chosen on other tasks with equal trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRID = tuple(10 ** (half / 2) for half in range(-12, 5))
 
 
 class Baseline(NamedTuple):
-    """One hand-made rule under one schedule, with the rate that was best at each point."""
+    """A hand-designed rule with one schedule, and the rate that was best at each point."""
 
     name: str
     schedule: str
@@ -33,12 +33,12 @@ class Baseline(NamedTuple):
 
 
 def grid(problems: Problem) -> Tensor:
-    """The rates [L], where the problems are."""
+    """Return the rates [L], on the device of the problems."""
     return torch.tensor(GRID, dtype=problems.horizon.dtype, device=problems.horizon.device)
 
 
 def make_rule(name: str, shape: str, steps: int) -> Rule:
-    """Rate -> rule, for a run of `steps` steps."""
+    """Return a function rate -> rule, for a run of `steps` steps."""
     factor = make_schedule(shape, steps)
     return lambda rate: BASELINES[name](rate, factor)
 
@@ -46,9 +46,9 @@ def make_rule(name: str, shape: str, steps: int) -> Rule:
 def tune(
     target: Optimizee, problems: Problem, name: str, shape: str, points: Sequence[int]
 ) -> Baseline:
-    """The rate of least mean training loss over the tasks, for each point as the end of a run.
+    """Return the rate of least mean training loss over tasks, for each point as the end of a run.
 
-    ConfigError where the best lies on an edge of the grid. A mean that is not finite loses."""
+    Raises ConfigError if the best is on an edge of the grid. A mean that is not finite is worst."""
     rates = grid(problems)
     best_rates: dict[int, float] = {}
     for point, mean in _means(target, problems, name, shape, points, rates).items():
@@ -69,8 +69,9 @@ def _means(
     points: Sequence[int],
     rates: Tensor,
 ) -> dict[int, Tensor]:
-    """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every
-    point."""
+    """Return point -> mean training loss of every rate [L].
+
+    A schedule has a separate run per point."""
     if shape == "constant":
         means = over_rates(
             target, make_rule(name, shape, points[-1]), rates, problems, points
@@ -87,9 +88,9 @@ def _means(
 def measure_baseline(
     target: Optimizee, problems: Problem, baseline: Baseline, points: Sequence[int]
 ) -> Losses:
-    """The baseline on other tasks, at each point a run tuned for it: [T, P].
+    """Run the baseline on other tasks, at each point with the rate tuned for it: [T, P].
 
-    Step 0: the start's."""
+    Step 0 is the initialization."""
     parts = []
     for rate in dict.fromkeys(baseline.rates.values()):
         rate_points = [point for point in points if baseline.rates.get(point) == rate]
@@ -111,9 +112,9 @@ def measure_baseline(
 
 
 def best_of_each(losses: Losses) -> Losses:
-    """Every task at its own best rate, point by point: [L, T, P] -> [T, P].
+    """Select each task's own best rate, point by point: [L, T, P] -> [T, P].
 
-    Nobody can tune so well beforehand."""
+    No method can tune so well in advance."""
     best = losses.train.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(0, keepdim=True)
     return Losses(
         losses.train.gather(0, best)[0], losses.held_out.gather(0, best)[0], losses.path[0]
@@ -127,8 +128,8 @@ class Levels(NamedTuple):
     losses: list[float]
 
     def steps_to(self, loss: float) -> int | None:
-        """Steps, between points by straight lines and rounded up, to a loss as low as `loss`; None:
-        not within them."""
+        """Return the steps, interpolated and rounded up, to a loss as low as `loss`; None if not
+        reached."""
         index = next((index for index, level in enumerate(self.losses) if level <= loss), None)
         if not index:
             return None if index is None else self.points[0]
@@ -141,7 +142,7 @@ class Levels(NamedTuple):
 
 
 def levels(losses: Losses, points: Sequence[int]) -> Levels:
-    """Of the means over tasks of [L, T, P]: the losses of the rows, on whole support sets.
+    """Return the levels of the means over tasks of [L, T, P], on whole support sets.
 
     `learned_optimization`'s normaliser smooths losses of minibatches with 0.95: over a hundred
     steps that lags so much that Adam would seem to need 130 steps for its own loss of step 100."""

@@ -1,9 +1,9 @@
-"""JAX: the same models by lax.conv, the same normalisation, Adam by hand, everything under jit.
+"""JAX: the same models with lax.conv, the same normalisation and Adam, everything under jit.
 
 On a CPU a convolution whose weights differ from task to task is slow when vmap makes groups of
 them, and slower inside lax.scan or lax.map (measured on jax 0.10.2, Conv4-64 pooled, 28 x 28,
-second order: 0.10 s a task by vmap, 0.24 to 0.39 by scan, 0.04 as one jitted function of one task
-that Python calls T times). So there the last form is timed; the perceptron, ProtoNet and every
+second order: 0.10 s per task with vmap, 0.24 to 0.39 with scan, 0.04 as one jitted function of one
+task that Python calls T times). So there the last form is timed; the MLP, ProtoNet and every
 model on a GPU run as one jitted step with vmap over tasks."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from metalearn.types import Episode, Params
 
 
 def engine(problem: Problem) -> Engine:
-    """The form that is fastest on this device.
+    """Return the form that is fastest on this device.
 
-    LeftOut where JAX is absent or has no such device."""
+    Raises LeftOut if JAX is missing or has no such device."""
     work = problem.workload
     if work.model == "resnet12" or work.family in ("imaml", "r2d2"):
         raise LeftOut("jax: no example of its packages has this workload")
@@ -41,7 +41,7 @@ def engine(problem: Problem) -> Engine:
 
 
 def load(device: str) -> SimpleNamespace:
-    """JAX and the parts of it that are used, on that device."""
+    """Return JAX and the parts of it that are used, on this device."""
     # else it takes most of a GPU's memory at once
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax = package("jax")
@@ -62,7 +62,7 @@ def load(device: str) -> SimpleNamespace:
 
 
 def adam(j: Any, state: Any, grads: Any) -> Any:
-    """(count, params, first, second) after one step of Adam as torch's."""
+    """Return (count, params, first, second) after one step of Adam as in torch."""
     count, params, first, second = state
     count = count + 1
     first = j.jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
@@ -80,7 +80,7 @@ def begin(j: Any, params: Any) -> Any:
 
 
 def sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
-    """Waves, meta-gradient and update in one jitted function of the state."""
+    """Return waves, meta-gradient and update in one jitted function of the state."""
     key = j.jax.random.key(0)
     draw = models.waves(j, problem.workload)
 
@@ -95,8 +95,8 @@ def sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) -
 
 
 def whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
-    """Meta-gradient and update in one jitted function of the state and of episodes drawn
-    beforehand."""
+    """Return meta-gradient and update in one jitted function of the state and of episodes sampled
+    in advance."""
     ready = [models.arrays(j, episodes) for episodes in problem.ready]
 
     def learn(state: Any, episodes: Any) -> Any:
@@ -114,8 +114,7 @@ def whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
 
 
 def _by_task(j: Any, problem: Problem, task_grad: Any, params: Any) -> Engine:
-    """One task's gradient added to a sum, jitted, called T times by Python; then the jitted
-    update."""
+    """Return the jitted sum of task gradients, called T times by Python, and the jitted update."""
     tasks = problem.workload.tasks
     ready = [_split_tasks(models.arrays(j, episodes), tasks) for episodes in problem.ready]
 
@@ -148,7 +147,7 @@ def _by_task(j: Any, problem: Problem, task_grad: Any, params: Any) -> Engine:
 
 
 def _split_tasks(episodes: Any, tasks: int) -> list[Any]:
-    """Leaves [T, ...] -> a list of T pytrees without that axis."""
+    """Split leaves [T, ...] into a list of T pytrees without that axis."""
     return [tuple(part[task] for part in episodes) for task in range(tasks)]
 
 

@@ -17,12 +17,11 @@ from metalearn.types import Episode
 
 
 def engines(problem: Problem) -> list[Engine]:
-    """One engine for each form that may be the fastest here.
+    """Return one engine per form that may be the fastest here.
 
-    vmap wins for the perceptron, and on a GPU. For convolutions on a CPU it is no faster than a
-    loop (measured: 1.0 to
-    1.4 times the time) and holds all tasks in memory at once. MetaSGD knows no first order; the
-    functional rule does."""
+    vmap is faster for the MLP, and on a GPU. For convolutions on a CPU it is no faster than a
+    loop (measured: 1.0 to 1.4 times the time) and holds all tasks in memory at once. MetaSGD has no
+    first-order mode; the functional rule has."""
     torchopt = package("torchopt")
     work = problem.workload
     if work.family == "imaml":
@@ -39,7 +38,7 @@ def engines(problem: Problem) -> list[Engine]:
 
 
 def _meta_sgd(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
-    """As in TorchOpt's own MAML example: states taken by reference, put back after every task."""
+    """As in TorchOpt's own MAML example: states by reference, restored after every task."""
     work = problem.workload
     inner = torchopt.MetaSGD(model, lr=work.inner_lr)
     model_start = torchopt.extract_state_dict(model, by="reference", detach_buffers=True)
@@ -79,7 +78,7 @@ def _functional(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
 
 
 def _vmapped(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
-    """Its optax-like sgd inside torch.func.grad, all tasks by vmap."""
+    """Its optax-like sgd inside torch.func.grad, all tasks under vmap."""
     work, rule = problem.workload, torchopt.sgd(problem.workload.inner_lr)
 
     def loss(params: Any, x: Tensor, y: Tensor) -> Tensor:

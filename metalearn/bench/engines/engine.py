@@ -1,4 +1,4 @@
-"""What every engine offers, and how other people's packages are brought in."""
+"""The interface of engines, and the import of other packages."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class LeftOut(Exception):
 
 
 def no_wait() -> None:
-    """No waiting: a step on the CPU has ended when it returns."""
+    """Do nothing: a step on the CPU has ended when it returns."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One way of making the meta-step of one problem, ready to be called again and again."""
+    """One implementation of the meta-step of a problem, which can be called repeatedly."""
 
     step: Callable[[], None]  # the timed unit: sample, meta-gradient, meta-update
-    # what `step` computes on the way, at the problem's start: mean over T
+    # the meta-gradient of `step` at the problem's initialization: mean over T
     gradient: Callable[[Episode], Params] | None
-    wait: Callable[[], None] = no_wait  # until everything that was started has ended
-    form: str = ""  # which of several ways of using the package this is
-    per: int = 1  # seconds of a step are divided by it: the episodes of one call of a sampler
+    wait: Callable[[], None] = no_wait  # waits until all work that was started has ended
+    form: str = ""  # name of this use of the package, if there are several
+    per: int = 1  # episodes per call of a sampler; seconds of a step are divided by it
 
 
 def copy_grad(leaf: Tensor) -> Tensor:
-    """A copy of the .grad of a leaf; zeros where nothing has reached it."""
+    """Return a copy of the .grad of a leaf; zeros if it is None."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()
 
 
 def package(name: str) -> Any:
-    """learn2learn, higher, torchopt or jax.
+    """Import learn2learn, higher, torchopt or jax.
 
-    LeftOut, with the way to get it, where it is missing."""
+    Raises LeftOut, with the way to install it, if it is missing."""
     try:
         if name in ("learn2learn", "higher"):
             return getattr(interop, name)()

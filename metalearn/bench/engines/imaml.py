@@ -1,7 +1,7 @@
-"""iMAML as a workload: a reference by autograd, and TorchOpt's implicit differentiation.
+"""iMAML as a workload: a reference with autograd, and TorchOpt's implicit differentiation.
 
-phi by S steps of descent on L_support(phi) + lambda/2 |phi - theta|^2; the outer gradient by a
-fixed number of conjugate gradients (Rajeswaran et al. 2019, algorithm 1)."""
+phi is found with S steps of descent on L_support(phi) + lambda/2 |phi - theta|^2; the outer
+gradient with a fixed number of conjugate gradients (Rajeswaran et al. 2019, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ImplicitProblem(Problem):
 def penalised(
     problem: Problem, model: nn.Module, params: Params, start: Params, x: Tensor, y: Tensor
 ) -> Tensor:
-    """The inner objective of one task: []."""
+    """Return the inner objective of one task: []."""
     loss = criterion(problem.workload, functional_call(model, params, (x,)), y)
     penalties = [(params[name] - start[name]).square().sum() for name in params]
     total: Tensor = loss + STRENGTH / 2 * torch.stack(penalties).sum()
@@ -48,7 +48,7 @@ def penalised(
 
 
 def reference(problem: Problem, episodes: Episode) -> Params:
-    """The meta-gradient in float64, one task after the other by torch.autograd.grad."""
+    """Return the meta-gradient in float64, one task after another, from torch.autograd.grad."""
     work = problem.workload
     model = module(problem).double()
     start = {name: value.detach() for name, value in model.named_parameters()}
@@ -71,7 +71,7 @@ def reference(problem: Problem, episodes: Episode) -> Params:
 def _implicit(
     problem: Problem, model: nn.Module, params: Params, data: tuple[Tensor, ...]
 ) -> Params:
-    """(I + H / lambda)^-1 times the gradient of the query loss, both at `params` of one task."""
+    """Return (I + H / lambda)^-1 times the query loss gradient, both at `params` of one task."""
     sx, sy, qx, qy = data
     names, leaves = list(params), list(params.values())
 
@@ -90,7 +90,7 @@ def _implicit(
 
 
 def engine(problem: Problem) -> Engine:
-    """TorchOpt's custom_root around descent by torch.autograd, one task after the other."""
+    """Return TorchOpt's custom_root around descent with torch.autograd, one task after another."""
     torchopt: Any = package("torchopt")
     work, model = problem.workload, module(problem)
     names = [name for name, _ in model.named_parameters()]

@@ -1,7 +1,7 @@
 """A transformer neural process as a workload, and the same network in plain torch.
 
-Plain: modules and scaled_dot_product_attention on all tasks at once, loss and gradient by
-torch.compile, torch's fused Adam. It is what one would write for this one network."""
+Plain torch: modules and scaled_dot_product_attention on all tasks at once, loss and gradient with
+torch.compile, torch's fused Adam. It is what one would write for this network alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metalearn.tree import named_leaves
 from metalearn.types import Episode, Method, Params
 
 KIND = TransformerNeuralProcess()
-FLOOR = 0.01  # the least deviation that is predicted
+FLOOR = 0.01  # the least standard deviation that is predicted
 
 
 class InContextProblem(Problem):
@@ -36,7 +36,7 @@ class InContextProblem(Problem):
 
     @cached_property
     def start(self) -> Params:
-        """The meta-parameters, which every engine begins from, under dotted names."""
+        """The initial meta-parameters of every engine, with dotted names."""
         return named_leaves(self.method.init(fold_in(0, "bench", "init")).meta)
 
 
@@ -53,7 +53,7 @@ class Stack(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each behind a layer normalisation."""
+    """Attention and an MLP, each behind a layer normalisation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Block(nn.Module):
         self.mlp, self.heads = Stack(width, 2 * width, width), heads
 
     def memory(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of support tokens [T, B, D]: 2 x [T, H, B, D/H]."""
+        """Return keys and values of support tokens [T, B, D]: 2 x [T, H, B, D/H]."""
         z = self.before(x)
         return self._by_head(self.key(z)), self._by_head(self.value(z))
 
@@ -104,7 +104,7 @@ class Context(nn.Module):
 
 
 class Network(nn.Module):
-    """A body without its head and the transformer behind it, with our names of parameters."""
+    """A body without its head and the transformer behind it, with our parameter names."""
 
     def __init__(self, problem: InContextProblem) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Network(nn.Module):
         self.load_state_dict(problem.start)
 
     def forward(self, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
-        """The loss of all tasks: -log p of a normal distribution, or cross-entropy."""
+        """Return the loss of all tasks: -log p of a normal distribution, or cross-entropy."""
         z, query = self._features(sx), self._features(qx)
         codes = sy if self.regression else F.one_hot(sy, self.outputs).to(z.dtype)
         outputs = self.context(z, codes, query)
@@ -142,7 +142,7 @@ def parts(episodes: Episode) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference(problem: InContextProblem, episodes: Episode) -> Params:
-    """The meta-gradient in float64 by plain modules."""
+    """Return the meta-gradient in float64 from plain modules."""
     network = Network(problem).double()
     inputs: Any = (part.double() if part.is_floating_point() else part for part in parts(episodes))
     network(*inputs).backward()
@@ -150,7 +150,7 @@ def reference(problem: InContextProblem, episodes: Episode) -> Params:
 
 
 def engine(problem: InContextProblem) -> Engine:
-    """Loss and gradient by torch.compile, Adam fused; sampling as other torch peers."""
+    """Return loss and gradient with torch.compile, fused Adam; sampling as other torch peers."""
     network = Network(problem).to(problem.device)
     loss = torch.compile(network, dynamic=False)
 

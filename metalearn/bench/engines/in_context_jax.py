@@ -14,7 +14,7 @@ EPS = 1e-5  # of torch's layer norm
 
 
 def engine(problem: InContextProblem) -> Engine:
-    """Meta-gradient and Adam in one jitted function; waves are drawn inside."""
+    """Return meta-gradient and Adam in one jitted function; waves are sampled inside."""
     j, work = by_jax.load(problem.device), problem.workload
     params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
     loss = task_loss(j, problem)
@@ -27,7 +27,7 @@ def engine(problem: InContextProblem) -> Engine:
 
 
 def task_loss(j: Any, problem: InContextProblem) -> Any:
-    """A function (params, sx, sy, qx, qy) of one task -> its loss."""
+    """Return a function (params, sx, sy, qx, qy) of one task -> its loss."""
     work = problem.workload
 
     def loss(params: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
@@ -47,7 +47,7 @@ def task_loss(j: Any, problem: InContextProblem) -> Any:
 
 
 def _predict(j: Any, p: Any, z: Any, codes: Any, query: Any) -> Any:
-    """Support features [B, .], codes [B, .], query features [M, .] -> [M, outputs]."""
+    """Predict from support features [B, .], codes [B, .], query features [M, .] -> [M, outputs]."""
     x = _stack(j, p, "token", j.np.concatenate([z, codes, j.np.zeros((len(z), 1))], -1))
     blank, ones = j.np.zeros((len(query), codes.shape[-1])), j.np.ones((len(query), 1))
     q = _stack(j, p, "token", j.np.concatenate([query, blank, ones], -1))

@@ -15,19 +15,19 @@ EPS = 1e-5  # of torch's batch norm
 
 
 def to_jax(j: Any, value: Tensor) -> Any:
-    """A parameter; weights of a convolution [F, C, k, k] become [k, k, C, F]."""
+    """Convert a parameter; weights of a convolution [F, C, k, k] become [k, k, C, F]."""
     array = value.detach().cpu().numpy()
     return j.np.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
 
 
 def from_jax(name: str, value: Any) -> Tensor:
-    """The way back of `to_jax`."""
+    """Convert back, the inverse of `to_jax`."""
     array = np.asarray(value)
     return torch.from_numpy(np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array))
 
 
 def arrays(j: Any, episodes: Episode) -> tuple[Any, Any, Any, Any]:
-    """Support x, support y, query x, query y as JAX arrays.
+    """Return support x, support y, query x, query y as JAX arrays.
 
     Images [T, B, C, H, W] become [T, B, H, W, C], labels int32."""
 
@@ -42,7 +42,7 @@ def arrays(j: Any, episodes: Episode) -> tuple[Any, Any, Any, Any]:
 
 
 def waves(j: Any, work: Workload) -> Any:
-    """A function of a key: T sine waves at random points, as arrays()."""
+    """Return a function of a key that samples T sine waves at random points, as `arrays`."""
 
     def draw(key: Any) -> Any:
         u = j.jax.random.uniform(key, (work.tasks, 2 + work.shots + work.queries, 1))
@@ -55,9 +55,9 @@ def waves(j: Any, work: Workload) -> Any:
 
 
 def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
-    """The body: of the perceptron on x [B, 1], of Conv4 on x [B, H, W, C] -> [B, D].
+    """Return the body's features: MLP on x [B, 1], Conv4 on x [B, H, W, C] -> [B, D].
 
-    Four times convolution, normalisation by the batch, ReLU, pooling or strides."""
+    Conv4 is four times convolution, batch normalisation, ReLU, pooling or strides."""
     if work.model == "mlp":
         for index in range(2):
             x = j.np.maximum(
@@ -83,8 +83,8 @@ def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
 
 
 def _pool(j: Any, x: Any) -> Any:
-    """2 x 2 maxima as maxima of strided views: on a CPU faster than reduce_window, whose gradient
-    scatters."""
+    """Return 2 x 2 maxima as maxima of strided views, which is faster on a CPU than reduce_window,
+    whose gradient scatters."""
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = j.np.maximum(x[:, 0:height:2], x[:, 1:height:2])
     return j.np.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
@@ -103,7 +103,7 @@ def criterion(j: Any, work: Workload, predictions: Any, y: Any) -> Any:
 
 
 def task_loss(j: Any, work: Workload) -> Any:
-    """A function (params, sx, sy, qx, qy) of one task -> the query loss after learning."""
+    """Return a function (params, sx, sy, qx, qy) of one task -> the query loss after learning."""
 
     def loss(params: Any, x: Any, y: Any) -> Any:
         return criterion(j, work, apply(j, work, params, x), y)

@@ -1,8 +1,8 @@
 """Unrolled training of a learned optimizer as a workload, and plain autograd in torch.
 
-One meta-step: draw T inner problems and their starts, 100 steps of a coordinate-wise LSTM (2 x 20)
-on each, the mean loss after a step, its gradient by back-propagation through all steps (gradients
-of the inner loss are constants, as in 2016), one step of Adam."""
+One meta-step: sample T inner problems and their initializations, 100 steps of a coordinate-wise
+LSTM (2 x 20) on each, the mean loss after a step, its gradient by back-propagation through all
+steps (gradients of the inner loss are constants, as in 2016), one step of Adam."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREPROCESS, SCALE = 5.0, 0.1  # of the rule: log-sign features, and the factor o
 
 
 class InnerProblems(NamedTuple):
-    """Inner problems as plain tensors, for engines that bring no sampler."""
+    """Inner problems as plain tensors, for engines without a sampler."""
 
     x: Tensor  # [T, B, *X]
     y: Tensor  # [T, B] or [T, B, 1]
@@ -60,7 +60,7 @@ class LearnedProblem(Problem):
 
     @cached_property
     def start(self) -> Params:
-        """Theta, which every engine begins from."""
+        """The initial theta of every engine."""
         return dict(self.method.init(fold_in(0, "bench", "init")).meta)
 
     @cached_property
@@ -68,7 +68,7 @@ class LearnedProblem(Problem):
         return [self.plain(self.episodes(number)) for number in range(READY)]
 
     def plain(self, episodes: Episode) -> InnerProblems:
-        """The episodes with the starts that our own method draws on them."""
+        """Return the episodes with the initializations that our own method samples."""
         learner = self.learner
         starts = torch.func.vmap(lambda key: learner.init(fold_in(key, "start")))(
             episodes.info["key"]
@@ -77,7 +77,7 @@ class LearnedProblem(Problem):
 
 
 def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start: Params) -> Tensor:
-    """The mean loss after a step of one task's run: a plain loop over torch.autograd.grad."""
+    """Return the mean over steps of one task's loss: a plain loop over torch.autograd.grad."""
     steps, component = problem.workload.inner_steps, LSTM(preprocess=PREPROCESS, scale=SCALE)
     rule, loss_of = component.build(x.dtype).rule(theta, steps), criterion(problem.source.spec)
     params = {name: value.requires_grad_() for name, value in start.items()}
@@ -102,7 +102,7 @@ def add_gradients(problem: LearnedProblem, theta: Params, problems: InnerProblem
 
 
 def reference(problem: LearnedProblem, episodes: Episode) -> Params:
-    """The same gradient in float64."""
+    """Return the same gradient in float64."""
     problems = problem.plain(episodes)
     theta = {name: value.double().requires_grad_() for name, value in problem.start.items()}
     y = problems.y.double() if problems.y.is_floating_point() else problems.y
@@ -112,7 +112,7 @@ def reference(problem: LearnedProblem, episodes: Episode) -> Params:
 
 
 def engine(problem: LearnedProblem) -> Engine:
-    """Plain autograd over the tasks, one after another, and torch's Adam."""
+    """Return plain autograd over the tasks, one after another, and torch's Adam."""
     theta = {name: value.clone().requires_grad_() for name, value in problem.start.items()}
     adam, number, ready = torch.optim.Adam(theta.values(), lr=OUTER_LR), 0, problem.ready_problems
 

@@ -14,7 +14,7 @@ from metalearn.types import Episode, Params
 
 
 def engine(problem: LearnedProblem) -> Engine:
-    """Meta-gradient and Adam in one jitted function of the state and of ready problems."""
+    """Return meta-gradient and Adam in one jitted function of the state and of ready problems."""
     from metalearn.bench.engines import jax_models as models
 
     j = by_jax.load(problem.device)
@@ -52,7 +52,7 @@ def engine(problem: LearnedProblem) -> Engine:
 
 
 def unrolled(j: Any, problem: LearnedProblem) -> Any:
-    """A function (theta, x, y, start) of one task -> its mean loss after a step."""
+    """Return a function (theta, x, y, start) of one task -> its mean loss over steps."""
     loss, steps, hidden = _loss(j, problem), problem.workload.inner_steps, 20
 
     def mean_loss(theta: Any, x: Any, y: Any, start: Any) -> Any:
@@ -85,7 +85,7 @@ def _loss(j: Any, problem: LearnedProblem) -> Any:
 
 
 def _lstm(j: Any, theta: Any, grad: Any, memory: Any) -> Any:
-    """One step of the rule on one tensor [n]: (update [n], memory)."""
+    """Return (update [n], memory) of one step of the rule on one tensor [n]."""
     size, edge = j.np.abs(grad), j.np.exp(-PREPROCESS)
     large = size >= edge
     log = j.np.where(large, j.np.log(j.np.where(large, size, 1.0)) / PREPROCESS, -1.0)

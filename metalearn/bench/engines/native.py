@@ -1,4 +1,4 @@
-"""This project's own step, sampling included, by one executor or the one that auto picks."""
+"""This project's own step, sampling included, with an executor or the one that auto selects."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from metalearn.tree import from_named, named_leaves
 from metalearn.types import Episode, MetaState, Params
 
 BETA1 = 0.9  # of the outer Adam: its first moment after one step is (1 - BETA1) times the gradient
-REPLAYED = 20  # steps of one replay, in the row of that name
-STEPS = 2000  # length of the run that auto chooses for, and of which totals are given
+REPLAYED = 20  # steps per replay of a captured graph of several steps
+STEPS = 2000  # length of the run that auto chooses for, and of the totals
 
 
 def candidates(problem: Problem) -> tuple[str, ...]:
-    """What is worth a row here, as `--executor` writes it: NAME or NAME:CHUNK."""
+    """Return the executors worth a row, as in `--executor`: NAME or NAME:CHUNK."""
     if problem.device.startswith("cuda"):
         return ("vmap", "graph", "compiled_graph", "auto")
     if problem.workload.family == "l2o":
@@ -38,20 +38,20 @@ def candidates(problem: Problem) -> tuple[str, ...]:
 
 
 def parse_choice(text: str, tasks: int) -> ExecutorChoice:
-    """NAME or NAME:CHUNK as a way of running T tasks."""
+    """Parse NAME or NAME:CHUNK as the executor of T tasks."""
     name, _, chunk = text.partition(":")
     return configured_choice(name, int(chunk) if chunk else None, tasks, tasks)
 
 
 def format_choice(choice: ExecutorChoice) -> str:
-    """The inverse of `parse_choice`."""
+    """Format a choice, the inverse of `parse_choice`."""
     return choice.executor if choice.chunk is None else f"{choice.executor}:{choice.chunk}"
 
 
 def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
-    """Sampling by our TaskSource, meta-gradient and update by `build_train_step`.
+    """Return sampling by our TaskSource, meta-gradient and update by `build_train_step`.
 
-    With more than one of `steps` a captured graph makes so many at a call."""
+    If `steps` > 1, a captured graph runs that number of steps per call."""
     train_step = build_train_step(
         problem.method,
         problem.source.sample,
@@ -65,7 +65,7 @@ def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
 
 
 def without_triton(problem: Problem, choice: ExecutorChoice) -> Engine:
-    """The same by torch's operators in the place of Triton's kernels."""
+    """Return the same with torch's operators instead of Triton's kernels."""
     with _no_triton():
         base = engine(problem, choice)
     step, gradient = _no_triton()(base.step), base.gradient
@@ -86,9 +86,9 @@ def _no_triton() -> Iterator[None]:
 
 
 def choose_engine(problem: Problem) -> tuple[Engine, str, str]:
-    """(engine, executor, reason) after auto's trials for a run of STEPS steps.
+    """Return (engine, executor, reason) after auto's trials for a run of STEPS steps.
 
-    Nothing is known of it beforehand."""
+    It uses no earlier timings."""
     tasks, state = problem.workload.tasks, fresh(problem)
     prediction, free_bytes = (
         memory.predict(problem.method, state, problem.check),
@@ -116,8 +116,8 @@ def _engine(problem: Problem, train_step: TrainStep, steps: int = 1) -> Engine:
         number += steps
 
     def gradient(episodes: Episode) -> Params:
-        # Of the very function that is timed, which draws its own episodes: those of this number are
-        # the ones compared.
+        # Of the same function that is timed, which samples its own episodes: those of this number
+        # are compared.
         assert episodes is problem.check, "ours draws the episodes of the check itself"
         after, _ = train_step.step(fresh(problem), train_step.step_input(CHECK))
         return {
@@ -129,7 +129,7 @@ def _engine(problem: Problem, train_step: TrainStep, steps: int = 1) -> Engine:
 
 
 def validation(problem: Problem, captured: bool) -> Engine:
-    """A look at T validation tasks: S steps on each, and the predictions of their queries."""
+    """Return validation on T tasks: S steps on each, and the predictions of their queries."""
     batches, number = [problem.episodes(CHECK + index) for index in range(2)], 0
     meta, points = fresh(problem).meta, (0, problem.workload.inner_steps)
     caller = learning_by_graphs() if captured else None
@@ -144,7 +144,7 @@ def validation(problem: Problem, captured: bool) -> Engine:
 
 
 def fresh(problem: Problem) -> MetaState:
-    """The state before the first step, at the problem's start; leaves of its own."""
+    """Return the state before the first step, at the problem's initialization, as copies."""
     state = problem.method.init(problem.key)
     start = {name: value.clone() for name, value in problem.start.items()}
     return state._replace(meta=from_named(state.meta, start))

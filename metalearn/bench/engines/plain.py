@@ -37,7 +37,7 @@ class Perceptron(nn.Module):
 class FourBlocks(nn.Module):
     """Conv4 of torch's own layers.
 
-    Convolution, batch norm by the batch in hand, ReLU, 2 x 2 max-pooling or strides."""
+    Convolution, batch norm with the current batch, ReLU, 2 x 2 max-pooling or strides."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class FourBlocks(nn.Module):
 
 
 def module(problem: Problem) -> nn.Module:
-    """The workload's model in plain torch with the problem's starting parameters."""
+    """Return the workload's model in plain torch with the problem's initial parameters."""
     work = problem.workload
     model: nn.Module = Perceptron() if work.model == "mlp" else FourBlocks(work)
     model = TwelveLayers(work) if work.model == "resnet12" else model
@@ -79,7 +79,7 @@ def module(problem: Problem) -> nn.Module:
 
 
 def criterion(work: Workload, predictions: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error or mean cross-entropy: [B, C], [B] or [B, C] -> []."""
+    """Return mean squared error or mean cross-entropy: [B, C], [B] or [B, C] -> []."""
     loss: Tensor = (
         F.mse_loss(predictions, y) if work.regression else F.cross_entropy(predictions, y)
     )
@@ -87,16 +87,16 @@ def criterion(work: Workload, predictions: Tensor, y: Tensor) -> Tensor:
 
 
 def each_task(episodes: Episode) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Support x, support y, query x, query y of one task after the other."""
+    """Iterate over tasks: support x, support y, query x, query y."""
     return zip(episodes.support.x, episodes.support.y, episodes.query.x, episodes.query.y)
 
 
 def prototype_logits(
     model: nn.Module, params: Params, sx: Tensor, sy: Tensor, qx: Tensor, ways: int
 ) -> Tensor:
-    """-|f(q) - mean of f(s) of a class|^2: [M, N].
+    """Return -|f(q) - mean of f(s) of a class|^2: [M, N].
 
-    Support and query are each a batch of their own."""
+    Support and query are separate batches."""
     body = _Body(model)
     body_params = {f"model.{name}": value for name, value in params.items()}
     z, q = functional_call(body, body_params, (sx,)), functional_call(body, body_params, (qx,))
@@ -116,9 +116,9 @@ class _Body(nn.Module):
 
 
 def reference(problem: Problem, episodes: Episode) -> Params:
-    """The meta-gradient in float64, mean over T.
+    """Return the meta-gradient in float64, mean over T.
 
-    One task after the other by torch.autograd.grad on plain layers."""
+    It runs torch.autograd.grad on plain layers, one task after another."""
     work = problem.workload
     model = module(problem).double()
     start = {

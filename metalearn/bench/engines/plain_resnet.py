@@ -13,7 +13,7 @@ WIDTHS = (64, 160, 320, 640)
 
 
 class Convolution(nn.Module):
-    """A convolution and batch norm by the batch in hand."""
+    """A convolution and batch norm with the current batch."""
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions beside a 1 x 1 convolution, then 2 x 2 maxima."""
+    """Three convolutions and a 1 x 1 shortcut convolution, then 2 x 2 maxima."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class TwelveLayers(nn.Module):
-    """Four blocks, the mean over places, a head."""
+    """Four blocks, the mean over positions, a head."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""R2-D2 as a workload, and the same in plain torch, one task after the other.
+"""R2-D2 as a workload, and the same in plain torch, one task after another.
 
-Of the peers none has a ridge regression head (learn2learn's MetaOptNet solves a support vector
+None of the peers has a ridge regression head (learn2learn's MetaOptNet solves a support vector
 machine), so that plain torch is what one would write with any of them."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class R2D2Problem(Problem):
 
     @cached_property
     def start(self) -> Params:
-        """The meta-parameters, which every engine begins from, under dotted names."""
+        """The initial meta-parameters of every engine, with dotted names."""
         return named_leaves(self.method.init(fold_in(0, "bench", "init")).meta)
 
 
@@ -44,7 +44,7 @@ class Ridge(nn.Module):
         self.load_state_dict(problem.start)
 
     def forward(self, sx: Tensor, sy: Tensor, qx: Tensor) -> Tensor:
-        """Logits [M, N] of the queries (equations 6 and 7)."""
+        """Return logits [M, N] of the queries (equations 6 and 7)."""
         z, q = self.params.features(sx), self.params.features(qx)
         y = F.one_hot(sy, self.params.head.out_features).to(z.dtype)
         ridge = self.log_ridge.exp() * torch.eye(len(z), dtype=z.dtype, device=z.device)
@@ -53,7 +53,7 @@ class Ridge(nn.Module):
 
 
 def add_gradients(problem: Problem, network: Ridge, episodes: Episode) -> None:
-    """Adds the gradient of the mean query loss over the tasks to .grad."""
+    """Add the gradient of the mean query loss over the tasks to .grad."""
     for sx, sy, qx, qy in each_task(episodes):
         sx, qx = (x.to(network.scale.dtype) for x in (sx, qx))
         loss = criterion(problem.workload, network(sx, sy, qx), qy)
@@ -61,14 +61,14 @@ def add_gradients(problem: Problem, network: Ridge, episodes: Episode) -> None:
 
 
 def reference(problem: Problem, episodes: Episode) -> Params:
-    """The meta-gradient in float64."""
+    """Return the meta-gradient in float64."""
     network = Ridge(problem).double()
     add_gradients(problem, network, episodes)
     return {name: copy_grad(value) for name, value in network.named_parameters()}
 
 
 def engine(problem: Problem) -> Engine:
-    """Plain torch: autograd and torch's Adam."""
+    """Return plain torch: autograd and torch's Adam."""
     network = Ridge(problem).to(problem.device)
     return make_engine(
         problem, network, lambda episodes: add_gradients(problem, network, episodes), "autograd"

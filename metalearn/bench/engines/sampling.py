@@ -1,4 +1,4 @@
-"""Sampling only: our ImageSource beside learn2learn's fused transforms, on the same images."""
+"""Sampling only: our ImageSource and learn2learn's fused transforms, on the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metalearn.rng import fold_in
 
 
 def ours(problem: Problem) -> Engine:
-    """T episodes a call, from bytes to support and query floats with permuted labels."""
+    """Return T episodes per call, from bytes to support and query floats with permuted labels."""
     source, tasks = problem.source, problem.workload.tasks
     number = 0
 
@@ -28,7 +28,7 @@ def ours(problem: Problem) -> Engine:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """The same images as learn2learn takes them: one example an index, floats in 0..1."""
+    """The same images as learn2learn's data set: one example per index, floats in 0..1."""
 
     def __init__(self, work: Workload, beforehand: bool) -> None:
         pool = torch.from_numpy(images(work))
@@ -45,10 +45,10 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def theirs(problem: Problem) -> list[Engine]:
-    """One episode a call, support and query not yet parted, which learn2learn leaves to its user.
+    """Return one episode per call, support and query unsplit, which learn2learn leaves to users.
 
-    Two forms: all images made floats beforehand, in four times the memory, or each as it is taken,
-    as ours."""
+    Two forms: all images converted to floats in advance, in four times the memory, or each when it
+    is used, as ours."""
     return [
         _theirs(problem, Images(problem.workload, beforehand), form)
         for beforehand, form in ((True, "floats ready"), (False, "from bytes"))

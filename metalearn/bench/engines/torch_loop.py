@@ -1,4 +1,4 @@
-"""The part that torch peers share: a module, Adam, and gradients in .grad."""
+"""The common part of torch peers: a module, Adam, and gradients in .grad."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def make_engine(
     form: str = "",
     fused: bool = False,
 ) -> Engine:
-    """An engine of Adam and `backward`.
+    """Return an engine of Adam and `backward`.
 
-    It adds the meta-gradient of a batch to the .grad of the model's parameters."""
+    `backward` adds the meta-gradient of a batch to the .grad of the model's parameters."""
     adam = torch.optim.Adam(model.parameters(), lr=OUTER_LR, fused=fused)
     number = 0
 

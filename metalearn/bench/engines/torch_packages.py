@@ -1,4 +1,4 @@
-"""learn2learn and higher: MAML one task after the other; ProtoNet by learn2learn's classifier."""
+"""learn2learn and higher: MAML one task after the other; ProtoNet with learn2learn's classifier."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def engine(name: str, problem: Problem) -> Engine:
 
 
 def _prototypes(problem: Problem, model: nn.Module, layers: nn.Module, episodes: Episode) -> None:
-    """The gradient of ProtoNet by PrototypicalClassifier."""
+    """Add the gradient of ProtoNet with PrototypicalClassifier to .grad."""
     work, classifier = problem.workload, layers.PrototypicalClassifier()  # type: ignore[operator]
     for sx, sy, qx, qy in each_task(episodes):
         classifier.fit_(_features(model, sx), sy)
