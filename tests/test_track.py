@@ -19,7 +19,7 @@ from messages import collect_messages
 from metalearn.config.experiment import parse
 from metalearn.tracking import SINKS, by_wandb, tracker
 from metalearn.tracking.sink import TrackedRun, scalars
-from metalearn.tracking.tracker import Tracker, group_name, grouped
+from metalearn.tracking.tracker import Tracker, group_name, with_wandb_group
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 SHORT = {"meta_steps": 6, "validate": {"every": 3, "episodes": 4}}
@@ -320,6 +320,6 @@ def test_config_of_the_sinks(metalearn: Commands) -> None:
     messages = ("'disabled'", "did you mean 'project'", "valid: tensorboard, terminal, wandb")
     refused(metalearn("train", file, *words), *messages)
     experiment = parse(sinusoid()).experiments[0]
-    other = grouped(experiment, "g", project="p")
+    other = with_wandb_group(experiment, "g", project="p")
     assert other.run.track.wandb.group == "g" and other.hash() == experiment.hash()
-    assert grouped(other, "h").run.track.wandb.group == "g"  # a group of its own is kept
+    assert with_wandb_group(other, "h").run.track.wandb.group == "g"  # a group of its own is kept

@@ -16,10 +16,10 @@ from metalearn.logger import log
 from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
 from metalearn.run.directory import status, why_other
-from metalearn.run.run import locked, run_locked
+from metalearn.run.run import lock_run, run_locked
 from metalearn.storage import checkpoint
 from metalearn.storage.files import write_json
-from metalearn.tracking.tracker import group_name, grouped, log_page
+from metalearn.tracking.tracker import group_name, log_page, with_wandb_group
 
 
 def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
@@ -79,9 +79,9 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
         if is_finished(name, experiment, folder):
             return
-        row_with_group = grouped(experiment, group_name(plan.name, out))
+        row_with_group = with_wandb_group(experiment, group_name(plan.name, out))
         try:
-            with locked(folder, ranks):
+            with lock_run(folder, ranks):
                 if is_finished(name, experiment, folder):  # finished while this one waited
                     return
                 ran.append(name)

@@ -16,7 +16,7 @@ from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import Stopped
 from metalearn.logger import log
 from metalearn.run.signals import signals
-from metalearn.run.tuning.choice import tunes
+from metalearn.run.tuning.choice import has_tuning
 from metalearn.run.warm_start import start_candidates
 from metalearn.storage.lock import Busy, lock_folder
 
@@ -86,7 +86,7 @@ def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Pat
             for place in start_candidates(experiment.start, folder, experiment.run.seeds[0])
         }
         folders += [other for _, other in rows if other.resolve() in places]
-    if experiment.budget.once and tunes(experiment):
+    if experiment.budget.once and has_tuning(experiment):
         own = [other for _, other in rows if other.parent == folder.parent]
         earlier = own[: own.index(folder)]
         folders += [] if any((other / "result.json").exists() for other in earlier) else earlier

@@ -166,13 +166,13 @@ def require_same_data(folder: Path, parts: Parts) -> None:
         raise ConfigError((str(folder), text))
 
 
-def changed(folder: Path, experiment: Experiment) -> list[str]:
+def config_changes(folder: Path, experiment: Experiment) -> list[str]:
     """Return the differences between the config that a run began with and the stored one, as `key:
     before -> now`."""
     recorded = _environment(folder).get("config")
     # parsed by this version, so that fields added later have their defaults on both sides
-    before = flat(parse(recorded).experiments[0].resolved()) if recorded else {}
-    now = flat(as_requested(experiment, folder).resolved())
+    before = flatten(parse(recorded).experiments[0].resolved()) if recorded else {}
+    now = flatten(as_requested(experiment, folder).resolved())
     keys = [key for key in {**before, **now} if not key.startswith(EXECUTION)] if before else []
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(now.get(key))}"
@@ -181,12 +181,12 @@ def changed(folder: Path, experiment: Experiment) -> list[str]:
     ]
 
 
-def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted keys."""
     flattened: dict[str, Any] = {}
     for key, value in data.items():
         path = f"{prefix}{key}"
-        flattened |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+        flattened |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return flattened
 
 
@@ -202,7 +202,7 @@ def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
     experiment = stored_experiment(folder)
     if (folder / "result.json").exists():
         return None
-    edits = _edited(folder, experiment)
+    edits = _find_edits(folder, experiment)
     if edits is not None and not allow_change:
         changes = "".join(f"\n  {text}" for text in edits)
         text = "was changed since the run started: undo the changes, or use --allow-change (in "
@@ -211,13 +211,13 @@ def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
     return experiment.resolved()
 
 
-def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
+def _find_edits(folder: Path, experiment: Experiment) -> list[str] | None:
     """Return what was edited in config.yaml since the run began, or None.
 
     What tuning wrote there is not an edit."""
     if request_hash(folder) == as_requested(experiment, folder).hash():
         return None
-    differences = changed(folder, experiment)
+    differences = config_changes(folder, experiment)
     if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
         return differences
     tuned = [

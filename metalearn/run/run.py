@@ -66,7 +66,7 @@ from metalearn.storage.environment import describe
 from metalearn.storage.files import cut_lines, read_json, write_json
 from metalearn.storage.lock import lock_folder
 from metalearn.storage.schema import read_result
-from metalearn.tracking.tracker import tracked
+from metalearn.tracking.tracker import open_tracker
 from metalearn.tree import leaves
 from metalearn.types import MetaState
 
@@ -86,8 +86,8 @@ def run_one(
 
     `on_validation` is called with metrics.jsonl after every validation; what it raises ends the
     run there. Raises ConfigError while another process is working on the folder."""
-    with locked(folder, ranks):
-        finished = ranks.on_rank0(lambda: _finished(folder))
+    with lock_run(folder, ranks):
+        finished = ranks.on_rank0(lambda: _read_finished(folder))
         if finished is not None:  # another process finished it in the meantime
             return finished
         return run_locked(experiment, folder, parts, ranks=ranks, on_validation=on_validation)
@@ -101,7 +101,7 @@ def run_locked(
     ranks: Ranks = ALONE,
     on_validation: OnValidation | None = None,
 ) -> Result:
-    """Run `run_one` on an unfinished directory that these processes have `locked`."""
+    """Run `run_one` on an unfinished directory that these processes have locked (`lock_run`)."""
     ledger = _ledger(experiment, ranks)
     ledger.add("setup", startup_seconds())
     # All other time is set-up: files, sampling and scoring test tasks, counting FLOPs.
@@ -115,7 +115,7 @@ def run(job: Job) -> Result:
     job = search(job)
     job, state = warm_start(job)
     job, plan = plan_execution(job, state)
-    with _resume_hint(job.folder), tracked(job.folder, job.experiment, figures) as tracker:
+    with _resume_hint(job.folder), open_tracker(job.folder, job.experiment, figures) as tracker:
         job = replace(job, tracker=tracker)
         copy_earlier_choice(job)
         job, plan, state = tune_training(job, plan, state)
@@ -139,7 +139,7 @@ def begin(
 
     Errors are raised before anything is written. `method.start` is searched for next to
     `start_folder`, default the run's own."""
-    stored = ranks.on_rank0(lambda: _stored(folder))
+    stored = ranks.on_rank0(lambda: _stored_config(folder))
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
@@ -259,18 +259,18 @@ def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
 
 
 @contextmanager
-def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+def lock_run(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Lock the directory for these processes."""
     with ExitStack() as stack:
         ranks.on_rank0(lambda: stack.enter_context(lock_folder(folder)))
         yield
 
 
-def _finished(folder: Path) -> Result | None:
+def _read_finished(folder: Path) -> Result | None:
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
+def _stored_config(folder: Path) -> dict[str, Any] | None:
     """Return the config of an interrupted run; None without one."""
     if not (folder / "config.yaml").exists():
         return None

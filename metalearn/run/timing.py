@@ -82,13 +82,13 @@ def with_timing(result: Json, rounds: Sequence[Mapping[str, Seconds]], facts: Js
     In each phase of new tasks, `first_pass` keeps the seconds that the run itself measured, and
     `rounds` has those of every round. `timing` is `facts`."""
     cost = {
-        phase: _timed(entry, phase, rounds) if phase in EACH and per_task(entry) else entry
+        phase: _with_medians(entry, phase, rounds) if phase in EACH and per_task(entry) else entry
         for phase, entry in result["cost"].items()
     }
     return {**result, "cost": cost, "timing": facts}
 
 
-def _timed(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> Json:
+def _with_medians(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> Json:
     kinds = {
         "seconds_alone": "alone",
         "seconds_batched": "batched" if "batched" in rounds[0] else "alone",

@@ -73,7 +73,7 @@ def warm_start(job: Job) -> tuple[Job, MetaState]:
     state = initial_state(job.experiment, job.parts, job.folder)
     if not job.experiment.start:
         return job, state
-    spent = _spent(read_result(find_start_run(job.experiment.start, job.folder, job.seed)))
+    spent = _one_time_cost(read_result(find_start_run(job.experiment.start, job.folder, job.seed)))
     for phase, entry in spent.items():
         job.ledger.add(phase, **{"seconds": 0.0, **entry})
     return replace(job, started=spent), state
@@ -116,7 +116,7 @@ def tested_checkpoint(run_folder: Path) -> Path:
     return checkpoint.path_of(folder, int(step))
 
 
-def _spent(result: dict[str, Any]) -> dict[str, Entry]:
+def _one_time_cost(result: dict[str, Any]) -> dict[str, Entry]:
     """Return the cost of the other run before any new task; NaN for what it did not measure.
 
     The cost of weights that were pretrained elsewhere is left out: each run adds it by itself."""

@@ -50,7 +50,7 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     return columns
 
 
-def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
+def missing_column_text(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
     """Return the end of a sentence about a file without the column `name`."""
     if list(columns) == ["x"]:  # as of a .npy file
         text = (
@@ -176,7 +176,7 @@ def similar_names(names: Sequence[str]) -> str:
     return ""
 
 
-def refuse_rounded(labels: Any, place: str) -> None:
+def check_exact_labels(labels: Any, place: str) -> None:
     """Raise ConfigError for float labels too large for float64 to represent every integer."""
     array = np.asarray(labels)
     if array.dtype.kind == "f" and array.size and np.abs(array).max() >= EXACT:

@@ -15,7 +15,7 @@ from metalearn.storage.lock import Busy
 from metalearn.sweep.file import Sweep
 from metalearn.sweep.metric import validations, value_of
 from metalearn.sweep.trial_queue import Trial, TrialQueue
-from metalearn.tracking.tracker import group_name, grouped
+from metalearn.tracking.tracker import group_name, with_wandb_group
 
 WAIT = 0.5  # seconds between two requests for a trial while others run the last ones
 
@@ -124,7 +124,7 @@ def with_group(sweep: Sweep, experiment: Any, folder: Path) -> Any:
         for key in ("project", "entity")
         if isinstance(sweep.data.get(key), str)
     }
-    experiment = grouped(experiment, group_name(sweep.name, folder), **wandb_options)
+    experiment = with_wandb_group(experiment, group_name(sweep.name, folder), **wandb_options)
     track = experiment.run.track
     quiet = track.model_copy(update={"terminal": track.terminal.model_copy(update={"on": False})})
     return experiment.replace(run=experiment.run.model_copy(update={"track": quiet}))

@@ -18,7 +18,7 @@ from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import (
     default_inputs,
-    lacks,
+    missing_column_text,
     numbers,
     read_columns,
     stack_inputs,
@@ -246,11 +246,11 @@ class Arrays(TaskComponent):
         names = (self.group, self._target, *(self.inputs or ()))
         absent = [name for name in dict.fromkeys(names) if name and name not in columns]
         if absent:
-            raise ConfigError(*(("path", lacks(name, columns)) for name in absent))
+            raise ConfigError(*(("path", missing_column_text(name, columns)) for name in absent))
 
     def _column(self, name: str, columns: dict[str, Array]) -> str:
         if name not in columns:
-            raise ConfigError(("path", lacks(name, columns)))
+            raise ConfigError(("path", missing_column_text(name, columns)))
         return name
 
     def _inputs(self, columns: dict[str, Array]) -> list[str]:

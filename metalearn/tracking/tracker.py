@@ -116,7 +116,7 @@ class Tracker:
 
 
 @contextmanager
-def tracked(
+def open_tracker(
     folder: Path, experiment: Any, figures: Callable[[Path], dict[str, Any]]
 ) -> Iterator[Tracker]:
     """Context manager that opens the sinks of a run directory."""
@@ -138,7 +138,7 @@ def group_name(name: str, folder: Path) -> str:
     return f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}"
 
 
-def grouped(experiment: Any, group: str, **more: Any) -> Any:
+def with_wandb_group(experiment: Any, group: str, **more: Any) -> Any:
     """Return the experiment with its runs in `group`, unless it has its own group."""
     track = experiment.run.track
     wandb = track.wandb.model_copy(update={"group": track.wandb.group or group, **more})
@@ -149,7 +149,7 @@ def grouped(experiment: Any, group: str, **more: Any) -> Any:
 
 def log_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
     """Log the report of a comparison or a sweep as a separate run in its group."""
-    track = grouped(experiment, group_name(name, folder)).run.track
+    track = with_wandb_group(experiment, group_name(name, folder)).run.track
     tracker = Tracker(
         TrackedRun(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
     )

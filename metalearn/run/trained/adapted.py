@@ -20,9 +20,9 @@ from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import as_module
 from metalearn.storage.columns import (
+    check_exact_labels,
     has_no_label,
     missing_label_hint,
-    refuse_rounded,
     require_dense,
     similar_names,
 )
@@ -295,7 +295,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
     if isinstance(y, Tensor):
         if y.is_floating_point() and y.isnan().any():
             raise ConfigError(("y", MISSING))
-        refuse_rounded(y.detach().cpu().double().numpy() if y.is_floating_point() else (), "y")
+        check_exact_labels(y.detach().cpu().double().numpy() if y.is_floating_point() else (), "y")
         classes, indices = torch.unique(y.cpu(), return_inverse=True)
     else:
         labels = np.asarray(y)
@@ -305,16 +305,16 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         texts = sum(isinstance(label, str) for label in entries)
         if labels.dtype.kind in "UO" and entries and 0 < texts < len(entries):
             raise ConfigError(("y", "mixes strings with other labels: use labels of one type"))
-        refuse_rounded(labels, "y")
+        check_exact_labels(labels, "y")
         classes, inverse = np.unique(labels, return_inverse=True)
-        refuse_alike(classes)
+        check_distinct_labels(classes)
         indices = torch.as_tensor(inverse).reshape(labels.shape)
     if len(classes) < 2:
         raise ConfigError(("y", f"must be labels of at least 2 classes (got {len(classes)})"))
     return classes, indices.to(spec.device)
 
 
-def refuse_alike(classes: Any) -> None:
+def check_distinct_labels(classes: Any) -> None:
     """Raise ConfigError for two labels that differ only in spaces or in Unicode form."""
     texts = [name for name in classes if isinstance(name, str)]
     if pair := similar_names(texts):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.run.trained.adapted import AdaptedTask, check_columns, refuse_alike
+from metalearn.run.trained.adapted import AdaptedTask, check_columns, check_distinct_labels
 from metalearn.run.trained.load import load_run
 
 try:
@@ -83,7 +83,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         if len(self.classes_) < 2:
             text = f"y contains one class, {self.classes_[0]!r}: a classifier needs at least 2"
             raise ConfigError(("y", text))
-        refuse_alike(self.classes_)
+        check_distinct_labels(self.classes_)
         self._fit(X, class_indices)
         return self
 

@@ -29,7 +29,7 @@ def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str
     }
 
 
-def tunes(experiment: Experiment) -> bool:
+def has_tuning(experiment: Experiment) -> bool:
     """Return whether a run chooses anything on validation tasks."""
     return any(split_fields(experiment)) or experiment.evaluate.headline == "tuned"
 

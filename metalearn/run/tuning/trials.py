@@ -114,7 +114,7 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
         trials.append({"number": number, **_outcome(job, values, number, old, objective)})
         job.ranks.on_rank0(lambda: write_json(record, trials))
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
-    edge = [name for name, span in ranges.items() if _on_edge(name, span, best, trials)]
+    edge = [name for name, span in ranges.items() if _is_on_edge(name, span, best, trials)]
     if edge:
         text = f"no value beyond the best {', '.join(edge)} was tried: widen the range"
         log.warning(f"{label}: {text}")
@@ -164,7 +164,7 @@ def measure_cost(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
     return value, since(before, job.ledger.totals().get("tune", {}))
 
 
-def _on_edge(name: str, span: TuneRange, best: dict[str, Any], trials: Trials) -> bool:
+def _is_on_edge(name: str, span: TuneRange, best: dict[str, Any], trials: Trials) -> bool:
     """Return whether the best value of a number is the smallest or the largest one tried."""
     if span.values is not None:
         return False

@@ -19,10 +19,10 @@ from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 from metalearn.storage.columns import (
     array_columns,
+    check_exact_labels,
     has_no_label,
     is_missing,
     missing_label_hint,
-    refuse_rounded,
     require_dense,
     similar_names,
     stack_entries,
@@ -242,7 +242,7 @@ def label_names(columns: dict[str, Array], group: str | None, target: str) -> Ar
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError((field, "contains labels that are not finite"))
-        refuse_rounded(column, field)
+        check_exact_labels(column, field)
         integral = (column == np.round(column)).all()
         column = column.astype(np.int64) if integral else column + 0.0  # -0 is 0
     names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
