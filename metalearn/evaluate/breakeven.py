@@ -248,7 +248,7 @@ def _align(first: MethodCosts, second: MethodCosts) -> _Pair | str:
     """Return both on their common tasks, and on common seeds if they are paired; the reason if a
     cost was not measured."""
     both = (first, second)
-    missing = [each.label for each in both if each.up_front is None or each.found is None]
+    missing = [costs.label for costs in both if costs.up_front is None or costs.found is None]
     if missing:
         return f"not measured: the cost of {' and '.join(missing)}"
     for method in both:

@@ -115,7 +115,9 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
     Otherwise the seeds of a and b are independent, and may differ in number."""
     start = float(a.up_front.mean() - b.up_front.mean())
     slope = float((a.per_task.mean(0) - b.per_task.mean(0)).mean())
-    size = [float(np.abs(one.mean()) + np.abs(other.mean())) for one, other in zip(a[:2], b[:2])]
+    size = [
+        float(np.abs(first.mean()) + np.abs(second.mean())) for first, second in zip(a[:2], b[:2])
+    ]
     below = _spread(a, b, a.stretch.below, b.stretch.above, paired)
     symmetric = a.stretch == b.stretch == Stretch()
     above = below if symmetric else _spread(a, b, a.stretch.above, b.stretch.below, paired)

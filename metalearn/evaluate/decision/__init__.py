@@ -1,1 +1,1 @@
-"""Which way of learning new tasks costs the least: totals, the cheapest one, and its map."""
+"""The method with the least total cost on new tasks: totals and the cheapest method."""

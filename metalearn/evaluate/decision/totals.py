@@ -1,11 +1,11 @@
 """Total cost of n new tasks with q queries each, and the cheapest method that reaches a target.
 
-    total = U + n (adapt + q query) / share
+    total = U + n (adapt + q query) / fraction
 
-U is spent before the first task, `adapt` on learning one task, `query` on answering one query; the
-share of tasks solved makes it the cost of n solved tasks. A method with a share below LEAST_SOLVED
-does not reach the target. Letters: S seeds, E tasks, A targets, Q numbers of queries, N numbers of
-tasks, R draws of the bootstrap, L methods."""
+U is the cost before the first task, `adapt` that of adapting to a task, `query` that of predicting
+a query; division by the fraction of tasks solved gives the cost of n solved tasks. A method with a
+fraction below LEAST_SOLVED does not reach the target. Letters: S seeds, E tasks, A targets, Q
+numbers of queries, N numbers of tasks, R bootstrap samples, L methods."""
 
 from __future__ import annotations
 
@@ -23,62 +23,62 @@ Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 ROUNDING = 1e-9
 DRAWS = 200
-CLEAR = 0.95  # share of draws in which the cheapest one must win for the data to settle it
+CLEAR = 0.95  # fraction of samples that the cheapest must win for the data to be conclusive
 
 
 class Candidate(NamedTuple):
-    """One method as a way of learning new tasks; those of one label are checkpoints of it."""
+    """Costs and solved tasks of a method; candidates with the same label are its checkpoints."""
 
     label: str
     up_front: Array  # [S]
-    adapt: Array  # [S], of one task
-    query: Array  # [S], of one query
+    adapt: Array  # [S], per task
+    query: Array  # [S], per query
     solved: Bools  # [A, S, E]
-    origin: str = ""  # the trained network that it starts from: its seeds are drawn together
+    origin: str = ""  # the trained network that it starts from: its seeds are resampled together
     step: int | None = None  # after which its meta-training stops; None: all of it
 
 
 class Decision(NamedTuple):
-    """The cheapest method of each cell: -1 where no method reaches the target."""
+    """The cheapest method of each cell: -1 if no method reaches the target."""
 
-    winner: NDArray[np.int64]  # [Q, A, N], places in the list of choices
-    share: Array  # [Q, A, N], of the draws in which it alone wins; NaN without a winner
+    winner: NDArray[np.int64]  # [Q, A, N], indices into the list of choices
+    share: Array  # [Q, A, N], fraction of samples in which it alone wins; NaN without a winner
     settled: Bools  # [Q, A, N]
-    totals: Array  # [L, Q, A, N], infinite where the target is not reached
+    totals: Array  # [L, Q, A, N], infinite if the target is not reached
 
 
 def totals(
     choices: Sequence[Candidate], tasks: ArrayLike, queries: ArrayLike, at: Sequence[Array] | None
 ) -> Array:
-    """Total costs by the means of every method: [L, (R,) Q, A, N]; infinite below LEAST_SOLVED.
+    """Return total costs from every method's means: [L, (R,) Q, A, N]; infinite below LEAST_SOLVED.
 
-    `at` holds weights [R, S * E] of each method's seeds and tasks; None: all the same."""
-    found = []
-    for place, choice in enumerate(choices):
+    `at` contains weights [R, S * E] of each method's seeds and tasks; None: all the same."""
+    costs = []
+    for index, choice in enumerate(choices):
         count, seeds, width = choice.solved.shape
         if at is None:
             weights = np.full((1, seeds * width), 1.0 / (seeds * width))
         else:
-            weights = at[place]
-        share = weights @ choice.solved.reshape(count, -1).T  # [R, A]
-        of_seed = weights.reshape(-1, seeds, width).sum(-1)  # [R, S]
-        up, adapt, query = (of_seed @ part for part in choice[1:4])  # [R]
-        each = adapt[:, None] + np.asarray(queries, np.float64) * query[:, None]  # [R, Q]
-        found.append(_total(up, each, share, np.asarray(tasks, np.float64)))
-    whole = np.stack(found)
-    return whole[:, 0] if at is None else whole
+            weights = at[index]
+        fraction = weights @ choice.solved.reshape(count, -1).T  # [R, A]
+        seed_weights = weights.reshape(-1, seeds, width).sum(-1)  # [R, S]
+        up, adapt, query = (seed_weights @ part for part in choice[1:4])  # [R]
+        per_task = adapt[:, None] + np.asarray(queries, np.float64) * query[:, None]  # [R, Q]
+        costs.append(_total(up, per_task, fraction, np.asarray(tasks, np.float64)))
+    table = np.stack(costs)
+    return table[:, 0] if at is None else table
 
 
-def _total(up: Array, each: Array, share: Array, tasks: Array) -> Array:
-    """[R], [R, Q], [R, A], [N] -> [R, Q, A, N]."""
-    reached = share >= LEAST_SOLVED - ROUNDING
-    per_solved = np.where(reached, 1 / np.where(reached, share, 1.0), np.inf)
-    cost = _times(each[:, :, None], per_solved[:, None])  # [R, Q, A]
+def _total(up: Array, per_task: Array, fraction: Array, tasks: Array) -> Array:
+    """Return total costs: [R], [R, Q], [R, A], [N] -> [R, Q, A, N]."""
+    reached = fraction >= LEAST_SOLVED - ROUNDING
+    per_solved = np.where(reached, 1 / np.where(reached, fraction, 1.0), np.inf)
+    cost = _times(per_task[:, :, None], per_solved[:, None])  # [R, Q, A]
     return np.asarray(up[:, None, None, None] + cost[..., None] * tasks)
 
 
 def _times(a: Array, b: Array) -> Array:
-    """The product; infinite where a cost of 0 meets a target that is not reached."""
+    """Return the product; infinite if a cost is 0 and the target is not reached."""
     with np.errstate(invalid="ignore"):
         product = a * b
     return np.where(np.isnan(product), np.inf, product)
@@ -92,114 +92,122 @@ def decide(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Decision:
-    """The cheapest method for every number of queries and tasks and every target.
+    """Return the cheapest method for every number of queries and tasks and every target.
 
-    A method costs what the cheapest of its checkpoints costs. That is somewhat too low where there
-    are several, as the scores that give their cost choose among them; no interval corrects for it.
-    `share` is from a bootstrap over seeds and tasks: tasks are drawn alike for all methods, seeds
-    alike for those of one origin. The first of equally cheap methods wins, but no draw.
+    A method costs as much as its cheapest checkpoint. That is somewhat too low if there are
+    several, as the scores that give their cost also select among them; no interval corrects for
+    it. `share` is from a bootstrap over seeds and tasks: all methods have the same resampled tasks,
+    methods of one origin the same seeds. The first of equally cheap methods wins, but not in a
+    bootstrap sample.
 
-    `settled`: the share is at least CLEAR, and the winner's total is below that of every other
-    method that reaches the target by the 95 % interval of fieller.py. The bootstrap alone knows too
-    little of the variance between few seeds."""
-    whole = totals(choices, tasks, queries, None)
-    least = whole.min(0)
-    winner = np.where(np.isfinite(least), _first(whole), -1)
+    `settled`: `share` is at least CLEAR, and the winner's total is below that of every other method
+    that reaches the target by the 95 % interval of fieller.py. The bootstrap alone underestimates
+    the variance between few seeds."""
+    table = totals(choices, tasks, queries, None)
+    least = table.min(0)
+    winner = np.where(np.isfinite(least), _first_cheapest(table), -1)
     labels = list(dict.fromkeys(choice.label for choice in choices))
     method = np.asarray([labels.index(choice.label) for choice in choices])  # [L]
-    each = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
-    drawn = np.stack([each[method == number].min(0) for number in range(len(labels))])
-    alone = np.isfinite(drawn.min(0)) & (_cheapest(drawn).sum(0) == 1)
-    best = np.where(alone, _first(drawn), -1)  # [R, Q, A, N], places in `labels`
+    resampled = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
+    method_totals = np.stack([resampled[method == index].min(0) for index in range(len(labels))])
+    is_unique = np.isfinite(method_totals.min(0)) & (_cheapest(method_totals).sum(0) == 1)
+    # [R, Q, A, N], indices into `labels`
+    best = np.where(is_unique, _first_cheapest(method_totals), -1)
     share = np.where(winner >= 0, (best == method[winner]).mean(0), np.nan)
     settled = np.nan_to_num(share) >= CLEAR
-    settled &= _apart(choices, whole, winner, settled, tasks, queries)
-    return Decision(winner, share, settled, whole)
+    settled &= _is_below_all(choices, table, winner, settled, tasks, queries)
+    return Decision(winner, share, settled, table)
 
 
-def _apart(
+def _is_below_all(
     choices: Sequence[Candidate],
-    whole: Array,
+    table: Array,
     winner: NDArray[np.int64],
-    asked: Bools,
+    mask: Bools,
     tasks: ArrayLike,
     queries: ArrayLike,
 ) -> Bools:
-    """Where the winner's total is below all others by intervals: [Q, A, N]; only of `asked`."""
-    found = asked.copy()
-    numbers = np.asarray(tasks, np.float64)
-    for q, a in np.argwhere(asked.any(-1)):
-        for place in np.unique(winner[q, a][asked[q, a]]):
-            mine = winner[q, a] == place
+    """Return where the winner's total is below all others by intervals, within `mask`."""
+    result = mask.copy()
+    task_counts = np.asarray(tasks, np.float64)
+    for q, a in np.argwhere(mask.any(-1)):
+        for index in np.unique(winner[q, a][mask[q, a]]):
+            cells = winner[q, a] == index
             for other in range(len(choices)):
-                rival = choices[other].label != choices[place].label
-                if rival and np.isfinite(whole[other, q, a]).any():
-                    pair = choices[place], choices[other]
-                    below = _below(*pair, int(a), float(np.asarray(queries)[q]), numbers[mine])
-                    found[q, a, mine] &= below
-    return found
+                is_other_method = choices[other].label != choices[index].label
+                if is_other_method and np.isfinite(table[other, q, a]).any():
+                    pair = choices[index], choices[other]
+                    below = _is_below(
+                        *pair, int(a), float(np.asarray(queries)[q]), task_counts[cells]
+                    )
+                    result[q, a, cells] &= below
+    return result
 
 
-def _below(one: Candidate, other: Candidate, target: int, queries: float, tasks: Array) -> Bools:
-    """Whether the total of `one` is below that of `other` by its 95 % interval: [N]."""
-    width = min(choice.solved.shape[2] for choice in (one, other))
-    solved = [choice.solved[target, :, :width] for choice in (one, other)]
-    if min(*solved[0].shape, *solved[1].shape) < 2 or not all(part.any() for part in solved):
+def _is_below(
+    choice: Candidate, other: Candidate, target: int, queries: float, tasks: Array
+) -> Bools:
+    """Return whether the total of `choice` is below that of `other` by its 95 % interval: [N]."""
+    width = min(candidate.solved.shape[2] for candidate in (choice, other))
+    solved = [candidate.solved[target, :, :width] for candidate in (choice, other)]
+    if min(*solved[0].shape, *solved[1].shape) < 2 or not all(table.any() for table in solved):
         return np.zeros(tasks.shape, bool)
-    paired = bool(one.origin) and one.origin == other.origin and len(solved[0]) == len(solved[1])
-    spent = [_spent(choice, part, queries) for choice, part in zip((one, other), solved)]
-    found = difference(*spent, paired=paired).at(tasks)
-    return np.asarray(found.high < -found.rounding)
+    paired = (
+        bool(choice.origin) and choice.origin == other.origin and len(solved[0]) == len(solved[1])
+    )
+    costs = [_costs(candidate, table, queries) for candidate, table in zip((choice, other), solved)]
+    limits = difference(*costs, paired=paired).at(tasks)
+    return np.asarray(limits.high < -limits.rounding)
 
 
-def _spent(choice: Candidate, solved: Bools, queries: float) -> Costs:
-    """Costs of the tasks `solved` [S, E]."""
+def _costs(choice: Candidate, solved: Bools, queries: float) -> Costs:
+    """Return the costs of the tasks `solved` [S, E]."""
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
     return costs_of_solved(choice.up_front, Reached(solved, cost))
 
 
-def _first(whole: Array) -> NDArray[np.int64]:
-    """The first method that is the cheapest up to rounding: [L, ...] -> [...]."""
-    return np.asarray(_cheapest(whole).argmax(0), np.int64)
+def _first_cheapest(table: Array) -> NDArray[np.int64]:
+    """Return the first method that is the cheapest up to rounding: [L, ...] -> [...]."""
+    return np.asarray(_cheapest(table).argmax(0), np.int64)
 
 
-def _cheapest(whole: Array) -> Bools:
-    """The methods that are the cheapest up to rounding: [L, ...] -> [L, ...]."""
-    return np.asarray(whole <= whole.min(0) * (1 + ROUNDING))
+def _cheapest(table: Array) -> Bools:
+    """Return which methods are the cheapest up to rounding: [L, ...] -> [L, ...]."""
+    return np.asarray(table <= table.min(0) * (1 + ROUNDING))
 
 
 def bootstrap_weights(choices: Sequence[Candidate], draws: int, seed: int) -> list[Array]:
-    """Weights of seeds and tasks in each draw, which sum to 1: L x [R, S * E]."""
+    """Return weights of seeds and tasks in each sample, which sum to 1: L x [R, S * E]."""
     by_origin: dict[tuple[str, int], Array] = {}
     by_width: dict[int, Array] = {}
-    found = []
-    for place, choice in enumerate(choices):
+    weights = []
+    for index, choice in enumerate(choices):
         _, seeds, width = choice.solved.shape
-        origin = (choice.origin or f"{place}", seeds)
+        origin = (choice.origin or f"{index}", seeds)
         if origin not in by_origin:
             by_origin[origin] = _counts(draws, seeds, (seed, 1, len(by_origin)))
         if width not in by_width:
             by_width[width] = _counts(draws, width, (seed, 2, width))
-        both = by_origin[origin][:, :, None] * by_width[width][:, None, :]
-        found.append(both.reshape(draws, seeds * width))
-    return found
+        product = by_origin[origin][:, :, None] * by_width[width][:, None, :]
+        weights.append(product.reshape(draws, seeds * width))
+    return weights
 
 
 def _counts(draws: int, size: int, key: tuple[int, ...]) -> Array:
-    """How often each of `size` items is in each draw, over `size`: [R, size]."""
+    """Return how often each of `size` items is in each sample, over `size`: [R, size]."""
     generator = np.random.default_rng(key)
     return np.asarray(generator.multinomial(size, np.full(size, 1 / size), draws) / size)
 
 
 def total_interval(choice: Candidate, tasks: float, queries: float) -> tuple[float, float] | None:
-    """The 95 % interval of one total, over new seeds and new tasks.
+    """Return the 95 % interval of one total, over new seeds and new tasks.
 
-    That of fieller.py for the difference from nothing. `choice` has one target. None with one seed
-    or one task, or below LEAST_SOLVED."""
+    It is that of fieller.py for the difference from zero cost. `choice` has one target. None with
+    one seed or one task, or below LEAST_SOLVED."""
     solved = choice.solved[0]  # [S, E]
     if min(solved.shape) < 2 or float(solved.mean()) < LEAST_SOLVED - ROUNDING:
         return None
-    spent = _spent(choice, solved, queries)
-    nothing = Costs(np.zeros_like(spent.up_front), np.zeros_like(spent.per_task))
-    _, low, high, _ = difference(spent, nothing, paired=True).at([tasks]).one()
+    costs = _costs(choice, solved, queries)
+    zero_costs = Costs(np.zeros_like(costs.up_front), np.zeros_like(costs.per_task))
+    _, low, high, _ = difference(costs, zero_costs, paired=True).at([tasks]).one()
     return max(0.0, low), high
