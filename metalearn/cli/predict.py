@@ -66,12 +66,12 @@ def _read_both(
     problems: list[tuple[str, str]] = []
     examples = queries = None
     try:
-        examples = reader(support, place="--support", labelled=True, inputs=input_names)
+        examples = reader(support, field="--support", labelled=True, inputs=input_names)
     except ConfigError as error:
         problems += error.problems
     try:
         names = input_names if examples is None else examples.columns or input_names
-        queries = reader(query, place="--query", labelled=False, inputs=names)
+        queries = reader(query, field="--query", labelled=False, inputs=names)
     except ConfigError as error:
         problems += error.problems
     if examples is None or queries is None:

@@ -137,5 +137,5 @@ def _write(path: Path, table: FeatureTable) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
-    except OSError as error:  # the run goes on without the file
+    except OSError as error:  # the run continues without the file
         log.warning(f"features could not be stored: {error}")

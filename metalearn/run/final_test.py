@@ -35,7 +35,7 @@ PICTURED = 3  # test episodes kept for the report
 
 
 def test(job: Job, metas: Sequence[Meta], step: int | None, along: Along) -> dict[str, Any]:
-    """Test `metas` (several: their ensemble) on the frozen episodes; `along` is written, too.
+    """Test `metas` (several: their ensemble) on the frozen episodes; `along` is written as well.
 
     Returns the data of result.json, which is written last."""
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()

@@ -26,8 +26,8 @@ EXACT = 2**53  # whole numbers from here on are rounded as float64
 NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
 
 
-def read_columns(path: Path, place: str) -> dict[str, Array]:
-    """Return columns by name, each [rows, ...]; text for a .csv file. `place` is named in errors.
+def read_columns(path: Path, field: str) -> dict[str, Array]:
+    """Return columns by name, each [rows, ...]; text for a .csv file. `field` is named in errors.
 
     A .csv file is separated by commas, or by semicolons or tabs if its header has no comma, in
     UTF-8, or in UTF-16 with a byte order mark. A .npy file has the single column x. Raises
@@ -35,18 +35,18 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     that cannot be read."""
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".npz": _npz, ".npy": _npy}
     if not path.is_file():
-        raise ConfigError((place, f"{path} is not a file"))
+        raise ConfigError((field, f"{path} is not a file"))
     if path.suffix.lower() not in readers:
-        raise ConfigError((place, f"{path} must end with one of {', '.join(readers)}"))
-    columns = readers[path.suffix.lower()](path, place)
+        raise ConfigError((field, f"{path} must end with one of {', '.join(readers)}"))
+    columns = readers[path.suffix.lower()](path, field)
     if single := [name for name, column in columns.items() if not column.ndim]:
         text = f"{path} contains {single[0]!r}, a single value and not a column: remove it"
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError((place, f"{path} has columns of unequal length: {lengths}"))
+        raise ConfigError((field, f"{path} has columns of unequal length: {lengths}"))
     if not lengths or not next(iter(lengths.values())):
-        raise ConfigError((place, f"{path} has no rows"))
+        raise ConfigError((field, f"{path} has no rows"))
     return columns
 
 
@@ -60,7 +60,7 @@ def missing_column_text(name: str, columns: Sequence[str] | dict[str, Array]) ->
     return f"has no column {name!r}; {did_you_mean(name, columns)}"
 
 
-def numbers(column: Array, name: str, place: str) -> Array:
+def numbers(column: Array, name: str, field: str) -> Array:
     """Return a column as finite float64. Raises ConfigError with the first rows that are not."""
     try:
         column = stack_entries(column)
@@ -71,15 +71,15 @@ def numbers(column: Array, name: str, place: str) -> Array:
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
         text = f"column {name!r} must contain numbers "
-        raise ConfigError((place, text + (_first_text(column) or f"({error})"))) from error
+        raise ConfigError((field, text + (_first_text(column) or f"({error})"))) from error
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
         rows = ", ".join(str(row + 1) for row in bad[:5])
-        raise ConfigError((place, f"column {name!r} is not finite in rows {rows}: {GAPS}"))
+        raise ConfigError((field, f"column {name!r} is not finite in rows {rows}: {GAPS}"))
     return values
 
 
-def stack_inputs(columns: dict[str, Array], names: Sequence[str], place: str) -> Array:
+def stack_inputs(columns: dict[str, Array], names: Sequence[str], field: str) -> Array:
     """Return inputs [rows, *X] from columns by name: one array, or [rows, columns] of numbers.
 
     Bytes of images [rows, ..., H, W] become numbers in 0..1."""
@@ -87,43 +87,43 @@ def stack_inputs(columns: dict[str, Array], names: Sequence[str], place: str) ->
     problems: list[tuple[str, str]] = []
     for name in names:
         try:
-            parts.append(numbers(columns[name], name, place))
+            parts.append(numbers(columns[name], name, field))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
     if len(set(names)) < len(names):
-        raise ConfigError((place, f"names a column twice: {', '.join(names)}"))
+        raise ConfigError((field, f"names a column twice: {', '.join(names)}"))
     if len(parts) == 1 and parts[0].ndim > 1:
         image = columns[names[0]].dtype == np.uint8 and parts[0].ndim > 2
-        _check_channels(parts[0].shape[1:], image, place)
+        _check_channels(parts[0].shape[1:], image, field)
         return parts[0] / 255 if image else parts[0]
     if arrays := [name for name, values in zip(names, parts, strict=True) if values.ndim > 1]:
         text = f"column {arrays[0]!r} is an array and must be the only column of inputs (got"
         text = f"{text} {', '.join(names)}): name one"
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
     return np.stack(parts, 1) if parts else np.zeros((0, 0))
 
 
-def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
+def _check_channels(shape: tuple[int, ...], image: bool, field: str) -> None:
     """Raise ConfigError for bytes of images [H, W, channels]; warn for numbers of that shape."""
     if len(shape) != 3 or shape[-1] not in (3, 4) or min(shape[:2]) < 8 or shape[0] in (3, 4):
         return
     text = f"have rows of shape {list(shape)}, but images must be [channels, H, W]: use "
     text += "x.transpose(0, 3, 1, 2)"
     if image:
-        raise ConfigError((place, text))
-    warn_once(f"{place} {text}, if they are images")
+        raise ConfigError((field, text))
+    warn_once(f"{field} {text}, if they are images")
 
 
-def default_inputs(columns: Sequence[str], place: str) -> list[str]:
+def default_inputs(columns: Sequence[str], field: str) -> list[str]:
     """Return the columns of inputs if none are named. Raises ConfigError for an unnamed column.
 
     Such a column is the index of a DataFrame, which reveals the classes of a sorted file."""
     unnamed = [name for name in columns if not name or name.startswith("Unnamed: ")]
     if unnamed:
         text = f"column {unnamed[0]!r} has no name, as the index of a DataFrame: write the file "
-        raise ConfigError((place, text + "with to_csv(index=False), or name the inputs"))
+        raise ConfigError((field, text + "with to_csv(index=False), or name the inputs"))
     return list(columns)
 
 
@@ -134,7 +134,7 @@ def stack_entries(column: Array) -> Array:
     return column
 
 
-def require_dense(values: Any, place: str) -> Any:
+def require_dense(values: Any, field: str) -> Any:
     """Return the values. Raises ConfigError if they are masked, sparse or quantized."""
     text = ""
     if np.ma.is_masked(values):
@@ -146,7 +146,7 @@ def require_dense(values: Any, place: str) -> Any:
     elif getattr(values, "is_quantized", False):
         text = "is quantized: pass .dequantize()"
     if text:
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
     return values
 
 
@@ -176,12 +176,12 @@ def similar_names(names: Sequence[str]) -> str:
     return ""
 
 
-def check_exact_labels(labels: Any, place: str) -> None:
+def check_exact_labels(labels: Any, field: str) -> None:
     """Raise ConfigError for float labels too large for float64 to represent every integer."""
     array = np.asarray(labels)
     if array.dtype.kind == "f" and array.size and np.abs(array).max() >= EXACT:
         text = f"contains {array.flat[np.abs(array).argmax()]:.0f}, a float of more than 15 digits"
-        raise ConfigError((place, f"{text}, which may be several labels: use integers or strings"))
+        raise ConfigError((field, f"{text}, which may be several labels: use integers or strings"))
 
 
 def is_missing(column: Array) -> NDArray[np.bool_]:
@@ -224,7 +224,7 @@ def _remedy(value: str) -> str:
     return "remove the column, or replace it with numbers, such as 0 and 1 for each of its values"
 
 
-def _csv(path: Path, place: str) -> dict[str, Array]:
+def _csv(path: Path, field: str) -> dict[str, Array]:
     try:
         content = path.read_bytes()
         is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -233,21 +233,21 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
         reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True)
         rows = [(n, row) for n, row in enumerate(reader, 1) if row]
     except UnicodeDecodeError as error:
-        raise DataError((place, f"{path} is not UTF-8: save it with that encoding")) from error
+        raise DataError((field, f"{path} is not UTF-8: save it with that encoding")) from error
     except (OSError, csv.Error) as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
+        raise DataError((field, f"{path} cannot be read: {error}")) from error
     if len(rows) < 2:
-        raise ConfigError((place, f"{path} needs a header and at least one row"))
+        raise ConfigError((field, f"{path} needs a header and at least one row"))
     header = [name.strip() for name in rows[0][1]]
     if _are_values(header):
         text = f"{path} begins with a row of numbers: its first line must contain the column names"
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
     if len(set(header)) < len(header):
-        raise ConfigError((place, f"{path} names a column twice: {', '.join(header)}"))
+        raise ConfigError((field, f"{path} names a column twice: {', '.join(header)}"))
     wrong_lines = [f"line {n}" for n, row in rows[1:] if len(row) != len(header)]
     if wrong_lines:
         text = f"{path}: {', '.join(wrong_lines[:5])}: not {len(header)} fields"
-        raise ConfigError((place, text))
+        raise ConfigError((field, text))
     columns = zip(*(row for _, row in rows[1:]), strict=True)
     return {
         name: np.array([value.strip() for value in column])
@@ -273,25 +273,25 @@ def _delimiter(text: str) -> str:
     return separators[0] if "," not in header and separators else ","
 
 
-def _parquet(path: Path, place: str) -> dict[str, Array]:
+def _parquet(path: Path, field: str) -> dict[str, Array]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         text = f"{path} needs pyarrow (pip install pyarrow), or store its rows as .csv"
-        raise ConfigError((place, text)) from error
+        raise ConfigError((field, text)) from error
     try:
         table = parquet.read_table(path)
     except (OSError, ArrowException) as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
+        raise DataError((field, f"{path} cannot be read: {error}")) from error
     return {name: stack_entries(table[name].to_numpy()) for name in table.column_names}
 
 
-def _npz(path: Path, place: str) -> dict[str, Array]:
+def _npz(path: Path, field: str) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except UNREADABLE as error:
-        raise _unreadable(path, place, error) from error
+        raise _unreadable(path, field, error) from error
 
 
 def array_columns(array: Array) -> dict[str, Array]:
@@ -300,15 +300,15 @@ def array_columns(array: Array) -> dict[str, Array]:
     return {"x": array} if fields is None else {name: array[name] for name in fields}
 
 
-def _npy(path: Path, place: str) -> dict[str, Array]:
+def _npy(path: Path, field: str) -> dict[str, Array]:
     try:
         return array_columns(np.load(path, allow_pickle=False))
     except UNREADABLE as error:
-        raise _unreadable(path, place, error) from error
+        raise _unreadable(path, field, error) from error
 
 
-def _unreadable(path: Path, place: str, error: Exception) -> DataError:
+def _unreadable(path: Path, field: str, error: Exception) -> DataError:
     if "Object arrays" in str(error):
         text = f"{path} contains objects, which are not loaded: save strings as y.astype(str), rows"
-        return DataError((place, f"{text} as one array of numbers"))
-    return DataError((place, f"{path} cannot be read: {error}"))
+        return DataError((field, f"{text} as one array of numbers"))
+    return DataError((field, f"{path} cannot be read: {error}"))

@@ -23,7 +23,7 @@ class TrackedRun(NamedTuple):
     title: str
     config: Json  # as config.yaml has it
     facts: Json  # environment.json: versions, machine, the code's commit
-    step: int  # the last step already logged, of a resumed run
+    step: int  # the last step that was logged, of a resumed run
     job: str = "run"  # or report, of a comparison or a sweep
     figures: Callable[[Path], dict[str, Any]] = no_figures  # of a finished run directory, as images
 
@@ -32,16 +32,16 @@ class Sink(Protocol):
     """An open sink of a tracker. If a call raises, the run warns once and drops the sink."""
 
     def rows(self, rows: Sequence[Json]) -> None:
-        """Lines of metrics.jsonl, each with `kind` and `step`."""
+        """Log lines of metrics.jsonl, each with `kind` and `step`."""
 
     def result(self, result: Json) -> None:
-        """result.json; the run directory is complete."""
+        """Log result.json; the run directory is complete."""
 
     def page(self, folder: Path, page: Path) -> None:
-        """The report of a comparison or a sweep, whose runs were logged one by one."""
+        """Log the report of a comparison or a sweep, whose runs were logged separately."""
 
     def close(self) -> None:
-        """The last call."""
+        """Close the sink; this is the last call."""
 
 
 class SinkOptions(Component):

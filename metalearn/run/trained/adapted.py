@@ -271,21 +271,21 @@ def _check_length(y: Any, examples: int) -> None:
         raise ConfigError(("y", f"has {len(y)} entries for {examples} inputs"))
 
 
-def _numbers(values: Any, place: str) -> Tensor:
+def _numbers(values: Any, field: str) -> Tensor:
     """Return real numbers as a tensor. Raises ConfigError for anything else."""
-    array = require_dense(values, place)
+    array = require_dense(values, field)
     if not isinstance(array, Tensor):
         array = np.asarray(array)
         if array.dtype == object:
             try:
                 array = array.astype(np.float64)
             except (ValueError, TypeError) as error:
-                raise ConfigError((place, f"must contain numbers ({error})")) from error
+                raise ConfigError((field, f"must contain numbers ({error})")) from error
         if array.dtype.kind not in "fiubc":
-            raise ConfigError((place, f"must contain numbers (got {array.dtype})"))
+            raise ConfigError((field, f"must contain numbers (got {array.dtype})"))
         array = torch.as_tensor(array)
     if array.is_complex():
-        raise ConfigError((place, "must be real (got complex numbers)"))
+        raise ConfigError((field, "must be real (got complex numbers)"))
     return array
 
 
