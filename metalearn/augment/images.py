@@ -18,7 +18,7 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R 601: luma of red, green and blue
 
 
 def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Images [B, channels, H, W], each changed by draws of its own key [B].
+    """Return images [B, channels, H, W], each augmented with its own key [B].
 
     crop: shift by up to H // 8 pixels (at most 8) each way, zeros come in; flip: mirror left and
     right, or not; colour: factors of brightness, contrast and saturation uniform within 1 +- 0.4

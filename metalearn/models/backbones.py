@@ -16,7 +16,7 @@ from torch import nn
 from metalearn.errors import ConfigError, did_you_mean
 
 UNKNOWN: Literal["unknown"] = "unknown"
-TIMM = "timm/"  # what names of timm's models begin with
+TIMM = "timm/"  # prefix of the names of timm's models
 UNKNOWN_OVERLAP = f"{UNKNOWN}: compare the classes of its training set with those of the test"
 IMAGENET = (
     "its 1000 classes of photographs (animals, vehicles, household objects, food) cover most "
@@ -36,7 +36,7 @@ class Backbone:
     std: tuple[float, float, float]
     licence: str
     trained_on: str
-    overlap: str  # of its training classes with what few-shot tasks are made of
+    overlap: str  # of its training classes with the classes of few-shot tasks
     flops: float | Literal["unknown"] = UNKNOWN  # of its pretraining, as published
     source: str = ""  # of that number
     classifier: tuple[str, ...] = ()  # layers left out, which a file of weights may hold
@@ -89,7 +89,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """The backbone of a name; ConfigError for an unknown one, or where timm is not installed."""
+    """Return the backbone of a name; raises ConfigError if it, or timm, does not exist."""
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM))
     if name not in BACKBONES:

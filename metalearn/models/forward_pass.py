@@ -1,6 +1,6 @@
-"""What a forward pass tells the normalisation layers inside a module whose `forward` takes only x.
+"""Arguments of a forward pass for normalisation layers in a module with `forward(x)`.
 
-Kept beside the call, because a module from outside has no argument for it."""
+Stored outside of the call, because a user's module has no argument for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _passes = _Passes()
 
 @contextmanager
 def statistics_of_rows(rows: int | None) -> Iterator[None]:
-    """Inside, statistics are those of the first `rows` examples of a batch; None: of all."""
+    """Context manager: statistics are those of the first `rows` examples of a batch; None: all."""
     _passes.rows.append(rows)
     try:
         yield
@@ -28,5 +28,5 @@ def statistics_of_rows(rows: int | None) -> Iterator[None]:
 
 
 def statistics_rows() -> int | None:
-    """Number of examples whose statistics normalise; None: all."""
+    """Return the number of examples whose statistics normalise; None: all."""
     return _passes.rows[-1] if _passes.rows else None

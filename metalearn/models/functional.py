@@ -32,11 +32,11 @@ def module_learner(
     init: Scheme = "uniform",
     head_std: float | None = None,
 ) -> Learner:
-    """A Learner from a function that makes a module of this package.
+    """Return a Learner from a function that makes a module of this package.
 
-    Its `forward(x, rows=None)` hands `rows` on to its `Norm` layers, all of one `policy`; its last
-    layer is `self.head`, a Linear. Parameters are named as in the module and start by the scheme
-    `init`."""
+    Its `forward(x, rows=None)` passes `rows` to its `Norm` layers, all of one `policy`; its last
+    layer is `self.head`, a Linear. Parameters are named as in the module and initialized with the
+    scheme `init`."""
     with torch.device("meta"):
         body = make().to(dtype=spec.dtype)
     norms, init_params = running_norms(body), _start(body, spec, init, head_std)
@@ -62,7 +62,7 @@ def module_learner(
 
 
 def require_floats(x: Tensor) -> Tensor:
-    """Inputs of layers that multiply numbers; ConfigError for integers, which a layer looks up."""
+    """Return inputs of layers that multiply numbers; raises ConfigError if they are integers."""
     if x.is_floating_point():
         return x
     kind = str(x.dtype).removeprefix("torch.")
@@ -74,7 +74,7 @@ def require_floats(x: Tensor) -> Tensor:
 def _start(
     module: nn.Module, spec: EpisodeSpec, init: Scheme, head_std: float | None
 ) -> Callable[[Key], Params]:
-    """The start of a module's parameters and running statistics as a function of a key."""
+    """Return the initialization of parameters and running statistics as a function of a key."""
     owners, norms = dict(module.named_modules()), running_norms(module)
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
 
@@ -96,14 +96,13 @@ def _start(
 
 
 def running_norms(module: nn.Module) -> list[str]:
-    """Names of the `Norm` layers with running statistics."""
+    """Return the names of the `Norm` layers with running statistics."""
     modules = module.named_modules()
     return [name for name, part in modules if isinstance(part, Norm) and part.policy == "running"]
 
 
 def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
-    """The body as a function: statistics go under the buffers' names, the head's leaves stay
-    outside."""
+    """Call the body with statistics under the buffers' names and without the head's leaves."""
     tensors = {
         name.removeprefix(STATS): value
         for name, value in params.items()
@@ -114,7 +113,7 @@ def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
 
 
 def by_policy(policy: str, call: Call) -> Run:
-    """`call` on examples [B, *X] beside a support set [K, *X], as the normalisation policy asks."""
+    """Return `call` for examples [B, *X] and a support set [K, *X] under a normalisation policy."""
 
     def alone(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         with statistics_of(padding.current().weight):

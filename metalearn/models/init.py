@@ -19,7 +19,7 @@ AFFINE = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, Norm)
 
 
 def truncated_normal(key: Key, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
-    """Normal of deviation `std` within two deviations, by the inverse distribution."""
+    """Sample a normal of standard deviation `std`, truncated at two of them, by the inverse CDF."""
     edge = 0.5 * (1 + math.erf(-2 / math.sqrt(2)))
     u = rng.uniform(key, shape, edge, 1 - edge, dtype=torch.float64)
     return (std * math.sqrt(2) * torch.erfinv(2 * u - 1)).to(dtype)
@@ -33,11 +33,11 @@ def weighted(
     scheme: Scheme,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Start of one tensor of a linear or convolutional layer.
+    """Return the initial value of one tensor of a linear or convolutional layer.
 
     uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; xavier (Glorot & Bengio
-    2010, equation 16): within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: deviation
-    0.01, bias zero."""
+    2010, equation 16): within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: standard
+    deviation 0.01, bias zero."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     kernel_size = math.prod(weight.shape[2:])
     fan_in, fan_out = weight.shape[1] * kernel_size, weight.shape[0] * kernel_size
@@ -58,7 +58,7 @@ def start(
     scheme: Scheme,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The start of the parameter `name` of the layer `owner`."""
+    """Return the initial value of the parameter `name` of the layer `owner`."""
     key = rng.fold_in(key, name)
     leaf = name.rsplit(".", 1)[-1]
     if isinstance(owner, WEIGHTED):

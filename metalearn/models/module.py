@@ -1,4 +1,4 @@
-"""A torch module of one's own as a component."""
+"""A user's torch module as a component."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Module(ModelComponent):
         return self
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """The learner for tasks of `spec`; ConfigError where the module is not at hand."""
+        """Return the learner for tasks of `spec`; raises ConfigError if the module is missing."""
         if self._held is None:
             text = (
                 f"is {self.object or 'a module'}, passed from Python (SHA-256 {self.sha256[:12]})"
@@ -74,7 +74,7 @@ class Module(ModelComponent):
         if isinstance(net, Learner):
             return net
         key = (spec, self.model_dump_json())
-        if key not in self._held.made:  # its checks take seconds of a large network
+        if key not in self._held.made:  # its checks take seconds for a large network
             if isinstance(net, nn.Module) and _hash_net(net, inputs) != self._held.sha256:
                 text = "was changed after it was passed, such as by training, net.eval() or a hook"
                 raise ConfigError(("model", f"{text}: undo that, or pass a copy.deepcopy of it"))
@@ -105,7 +105,7 @@ def _hash_net(net: Any, inputs: Any) -> str:
 
 
 def as_model(net: Any) -> ModelComponent:
-    """A component of what may be one: a component, a module, a class, a function, a learner."""
+    """Return a component for a component, a module, a class, a function or a learner."""
     if isinstance(net, ModelComponent):
         return net
     if isinstance(net, nn.Module | Learner) or callable(net):

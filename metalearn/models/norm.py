@@ -1,10 +1,10 @@
 """Normalisation with a stated policy: whose statistics normalise an activation.
 
-query_batch        the batch in hand (transductive on queries: they see each other); the field's
+query_batch        the current batch (transductive on queries: they see each other); the field's
 default since MAML
-support            the support set passed as context; the batch in hand where there is none
+support            the support set passed as context; the current batch if there is none
 support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
-running            the batch in hand in training steps, which move running averages (leaves of the
+running            the current batch in training steps, which update running averages (leaves of the
 parameters under "stats."); those averages on new tasks
 none               no normalisation"""
 
@@ -24,7 +24,7 @@ from metalearn.scopes.running_statistics import is_training, record_batch
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
 # Of the fields `norm`.
 RUNNING = "running: batch statistics in training and inner steps, running averages on new tasks."
-MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
+MOMENTUM = 0.1  # weight of a new batch in the running statistics, as torch's batch norm
 
 
 class Norm(nn.Module):
@@ -87,7 +87,7 @@ class Norm(nn.Module):
 
 
 def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`Norm` by the whole batch with given parameters: [B, ..., F], [F], [F] -> [B, ..., F]."""
+    """Apply `Norm` with statistics of the whole batch: [B, ..., F], [F], [F] -> [B, ..., F]."""
     x, axes = x.to(weight.dtype), tuple(range(x.dim() - 1))
     mean = x.mean(axes)
     gain = weight * torch.rsqrt((x - mean).square().mean(axes) + EPS)

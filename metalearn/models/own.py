@@ -1,4 +1,4 @@
-"""The parameters that an objective brings along: no network."""
+"""The parameters of an objective without a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Own(ModelComponent):
     name: Literal["own"] = option("own", "The model.")
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
+        """Return a learner for tasks of `spec`; raises ConfigError if they have no parameters."""
         objective = spec.objective
         if objective is None:
             text = "is own, but these tasks have no parameters: use mlp"

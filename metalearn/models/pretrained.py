@@ -1,4 +1,4 @@
-"""A public pretrained network, as it is or as the start of fine-tuning."""
+"""A public pretrained network, frozen or as the initialization of fine-tuning."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Pretrained(ModelComponent):
         return self
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """The learner for images; ConfigError for other tasks and for absent packages."""
+        """Return the learner for images; raises ConfigError for other tasks or missing packages."""
         if len(spec.x_shape) != 3 or spec.x_shape[0] not in (1, 3):
             text = f"needs images of 1 or 3 channels (got {list(spec.x_shape)})"
             raise ConfigError(("model", f"pretrained {text}: use mlp or conv4"))
@@ -123,7 +123,7 @@ class Pretrained(ModelComponent):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the report says of a network that was trained elsewhere."""
+        """The facts that a report states about a network that was trained elsewhere."""
         backbone, (prepared, _) = find_backbone(self.backbone), self._network("cpu", torch.float32)
         if self.weights is not None:  # what is registered holds for the published weights
             backbone = replace(
@@ -154,7 +154,7 @@ class Pretrained(ModelComponent):
 def _load(
     name: str, weights: str | None, changed: int, size: int, device: str, dtype: torch.dtype
 ) -> tuple[Prepared, FrozenNetwork]:
-    """The network of a backbone, read once a process."""
+    """Load the network of a backbone, once per process."""
     del changed  # part of the key only
     backbone = find_backbone(name)
     body = backbone.make(size, weights is None)
@@ -168,7 +168,7 @@ def _load(
 
 
 def _hash_network(prepared: Prepared) -> str:
-    """SHA-256 of what features depend on: weights, all buffers, and the code of every layer."""
+    """Return the SHA-256 of weights, buffers and the code of every layer."""
     kinds = {kind for part in prepared.modules() for kind in type(part).__mro__}
     code = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
     buffers, versions = dict(prepared.named_buffers()), (VERSION, torch.__version__)

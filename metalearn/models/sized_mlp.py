@@ -1,4 +1,4 @@
-"""A perceptron whose widths differ from start to start, in one shape of tensors.
+"""An MLP whose widths differ between initializations, in tensors of one shape.
 
 Objectives of all sizes then form a batch."""
 

@@ -1,7 +1,7 @@
 """`functional_call` for several threads at once: each runs its own copy of a module.
 
-torch's version puts the parameters into the module while it runs, so that two threads that share a
-module meet each other's parameters."""
+torch's version puts the parameters into the module while it runs, so that two threads with one
+module would see each other's parameters."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Arrays(TaskComponent):
 
     @model_validator(mode="after")
     def _find(self) -> Arrays:
-        """Data of this hash that were given in this process."""
+        """Find data of this hash that were passed in this process."""
         if self.path is None:
             self._columns = self._columns or held(self.data_sha256)
         if self.standardise_targets and not self.group:
@@ -163,7 +163,7 @@ class Arrays(TaskComponent):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> RowSource:
-        """The source of one split; ConfigError with everything that does not fit."""
+        """Return the source of one split; raises ConfigError with everything that does not fit."""
         if problems := split_problem(split):
             raise ConfigError(*problems)
         columns = self._read()
@@ -210,7 +210,7 @@ class Arrays(TaskComponent):
     def _check_rows(
         self, x: Array, y: Array | None, labels: Array, splits: dict[str, list[int]]
     ) -> dict[str, int]:
-        """Facts of repeated rows; ConfigError where there is nothing to predict."""
+        """Return facts of repeated rows; raises ConfigError if all training targets are equal."""
         train, test = (np.isin(labels, splits[name]) for name in ("train", "test"))
         if y is not None:
             check_varies(y, train, self._target)
@@ -219,7 +219,7 @@ class Arrays(TaskComponent):
     def _moments(
         self, x: Array, y: Array | None, rows: Array
     ) -> tuple[Moments | None, Moments | None]:
-        """Those of inputs and targets, where they are standardised."""
+        """Return the moments of inputs and targets; None if they are not standardised."""
         x_moments = resolve_moments(self.moments, x, rows, "moments") if self.standardise else None
         if y is None or not self.standardise_targets:
             return x_moments, None
@@ -239,7 +239,7 @@ class Arrays(TaskComponent):
         return by_class(read_columns(Path(path).expanduser(), "path"), self.target, self.group)
 
     def _check_columns(self, columns: dict[str, Array]) -> None:
-        """ConfigError with every column that is named and not there, and for one class a task."""
+        """Raise ConfigError for named columns that are missing, and for one class per task."""
         if not self.group and self.ways < 2:
             text = "must be >= 2 (got 1); regression needs `group`"
             raise ConfigError(("ways", text))
@@ -254,7 +254,7 @@ class Arrays(TaskComponent):
         return name
 
     def _inputs(self, columns: dict[str, Array]) -> list[str]:
-        """Names of the columns of inputs."""
+        """Return the names of the columns of inputs."""
         reserved = {self._target, self.group, self._split_column(columns)}
         candidates = ["x"] if "x" in columns else [name for name in columns if name not in reserved]
         if self.inputs is None:
@@ -268,9 +268,9 @@ class Arrays(TaskComponent):
         return names
 
     def resolve(self, seed: int) -> Arrays:
-        """The task with what later tasks must share, so that other files may be used with it.
+        """Return the task with the values that later tasks must share, for use with other files.
 
-        That are the names of its inputs, which may have another order there, and the moments that
+        These are the names of its inputs, which may have another order there, and the moments that
         standardise inputs and targets."""
         update: dict[str, Any] = {}
         try:
@@ -284,7 +284,7 @@ class Arrays(TaskComponent):
         return self.model_copy(update=update) if update else self
 
     def after_training_on(self, trained: TaskComponent) -> Arrays:
-        """Rows of the test are read by the names and standardised by the moments of training."""
+        """Return the task with the input names and moments of training, for test rows."""
         if not isinstance(trained, Arrays):
             return self
         names = ("inputs", "moments", "target_moments")
@@ -325,7 +325,7 @@ class Arrays(TaskComponent):
         return self.standardise or self.standardise_targets
 
     def _training_moments(self) -> dict[str, Moments]:
-        """The fields of moments, by the rows of the training split where they are null."""
+        """Return the fields of moments; null ones are computed from the training split."""
         columns = self._read()
         self._check_columns(columns)
         row_names = label_names(columns, self.group, self._target)
@@ -372,7 +372,7 @@ class Arrays(TaskComponent):
         return self.target or "y"
 
     def _split_column(self, columns: dict[str, Array]) -> str | None:
-        """The column that says the split; that of files goes first."""
+        """Return the column of splits; that of files has priority."""
         return BY_FILE if BY_FILE in columns else self.split
 
     def save(self, path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.tasks import images, store
 
-# Shares of the images of every class.
+# Fractions of the images of every class.
 SHARES = {"train": (0.0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1.0)}
 SMALLEST = {"train": 104, "valid": 34, "test": 35}  # images of the rarest digit
 
@@ -46,7 +46,7 @@ class Digits(images.ImageTask):
 
 
 def _split(split: str) -> tuple[torch.Tensor, list[int], str]:
-    """(uint8 images [B, 1, 8, 8] ordered by class, images of each class, hash of the data set)."""
+    """Return (uint8 images [B, 1, 8, 8] by class, images per class, hash of the data set)."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

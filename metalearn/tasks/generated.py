@@ -1,4 +1,4 @@
-"""Tasks that are drawn from a distribution, not from data."""
+"""Tasks that are sampled from a distribution, not from data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 
 class GeneratedSource(ABC):
-    """Tasks of a distribution; every draw of task t is a function of (key, start + t)."""
+    """Tasks of a distribution; all random numbers of task t are a function of (key, start + t)."""
 
     data_sha256 = ""
 
@@ -24,12 +24,12 @@ class GeneratedSource(ABC):
         self.spec = spec
 
     def keys(self, key: Key, num_tasks: int, start: int = 0) -> Tensor:
-        """The keys of tasks start .. start + T - 1, different in every split: [T]."""
+        """Return the keys of tasks start .. start + T - 1, different in every split: [T]."""
         index = torch.arange(start, start + num_tasks, device=self.spec.device)
         return rng.fold_in(key.to(self.spec.device), self.spec.split, index)
 
     def on_cpu(self) -> Self:
-        """The same tasks, drawn on the CPU."""
+        """Return the source of the same tasks on the CPU."""
         twin = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):  # measured curves
@@ -39,10 +39,10 @@ class GeneratedSource(ABC):
 
     @abstractmethod
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """Episodes of tasks start .. start + T - 1; leaves [T, ...]."""
+        """Return episodes of tasks start .. start + T - 1; leaves [T, ...]."""
 
     def examples(self, key: Key, size: int) -> Batch:
-        """The first example of each of `size` new tasks: x [B, *X], y [B, ...]."""
+        """Return the first example of each of `size` new tasks: x [B, *X], y [B, ...]."""
         batch = self.sample(rng.fold_in(key, "examples"), size).support
         return Batch(batch.x[:, 0], batch.y[:, 0])
 

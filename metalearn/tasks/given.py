@@ -1,4 +1,4 @@
-"""Task sources of one's own as a component."""
+"""A user's task sources as a component."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Given(TaskComponent):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> TaskSource:
-        """The source of a split; ConfigError where it is not at hand, or of another dtype."""
+        """Return the source of a split; raises ConfigError if it is missing or of another dtype."""
         if self._held is None:
             text = (
                 f"is {self.object or 'a task source'}, passed from Python: pass the same one again"
@@ -107,7 +107,7 @@ def _first_tasks(source: TaskSource) -> list[Any]:
 
 
 def _problems(batch: Batch, source: TaskSource) -> list[str]:
-    """What of two tasks is not as the spec of the source says."""
+    """Return where two tasks differ from the spec of the source."""
     x, y, spec = batch.x, batch.y, source.spec
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         kinds = f"{type(x).__name__} and {type(y).__name__}"
@@ -131,7 +131,7 @@ def _problems(batch: Batch, source: TaskSource) -> list[str]:
 
 
 def as_tasks(task: Any) -> Any:
-    """A component of what may be one; anything else as it is."""
+    """Return a component for task sources; anything else is returned unchanged."""
     if isinstance(task, TaskComponent):
         return task
     sources = isinstance(task, Mapping) or hasattr(task, "sample") or callable(task)

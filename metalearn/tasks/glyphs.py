@@ -78,7 +78,7 @@ class Glyphs(images.ImageTask):
 
 
 def file_name(seed: int = 0) -> str:
-    """The name of a rendering's cache file: a hash of all that its content depends on."""
+    """Return the name of a rendering's cache file: a hash of all that its content depends on."""
     try:
         versions = [metadata.version(package) for package in ("matplotlib", "pillow", "numpy")]
     except metadata.PackageNotFoundError as error:
@@ -89,9 +89,9 @@ def file_name(seed: int = 0) -> str:
 
 
 def load(seed: int = 0) -> render.Rendered:
-    """The classes of a seed, from the cache or rendered; a damaged file is replaced.
+    """Return the classes of a seed, from the cache or rendered; a damaged file is replaced.
 
-    Warns where a file is damaged or cannot be written."""
+    Warns if a file is damaged or cannot be written."""
     name = file_name(seed)
     for path in dict.fromkeys((store.data_root() / name, store.cache_root() / name)):
         if path.is_file():
@@ -105,7 +105,7 @@ def load(seed: int = 0) -> render.Rendered:
 
 
 def _read(path: Path) -> render.Rendered:
-    """A cached rendering; DataError unless shapes fit (zip checksums protect the content)."""
+    """Read a cached rendering; raises DataError unless shapes fit (zip has checksums)."""
     arrays = store.load_npz(path)
     images_, letters, scripts = (
         arrays.get(name, np.empty(0)) for name in ("images", "letters", "scripts")
@@ -136,7 +136,7 @@ def _write(path: Path, rendered: render.Rendered) -> None:
 
 
 def _prepare() -> list[str]:
-    """Render, or read from the cache, and describe what is there."""
+    """Render or read from the cache; returns lines that describe the splits."""
     lines = []
     for split in images.SPLITS:
         source = Glyphs(ways=2, shots=1, queries=1).build(split=split)

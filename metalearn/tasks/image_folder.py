@@ -96,11 +96,11 @@ class ImageFolder(images.ImageTask):
 
     @property
     def fixed_values(self) -> dict[str, Any]:
-        """With the size that null stands for."""
+        """Fields that training fixes, with the default size instead of null."""
         return {**super().fixed_values, "size": self.pixels}
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
-        """Another folder may have ink of another colour."""
+        """Return contradictions; another folder may have ink of another colour."""
         problems = super().contradictions(trained)
         other_folder = isinstance(trained, ImageFolder) and trained.path != self.path
         return [(name, text) for name, text in problems if not (other_folder and name == "invert")]
@@ -151,7 +151,7 @@ class ImageFolder(images.ImageTask):
         return listing
 
     def _select(self, listing: Listing, split: str, seed: int) -> Selection:
-        """Classes and files of a split, without the classes of fewer than `min_images`."""
+        """Return classes and files of a split, without the classes of fewer than `min_images`."""
         if self.same_classes:
             all_names = {name: list(listing.names) for name in images.SPLITS}
             file_splits = split_images(listing, self.fractions, seed)
@@ -170,7 +170,7 @@ class ImageFolder(images.ImageTask):
         return split_classes(listing, file, self.fractions, seed)
 
     def split(self, names: tuple[str, ...], seed: int) -> dict[str, list[str]]:
-        """The classes of every split, each sorted."""
+        """Return the classes of every split, each sorted."""
         return self._parts(Listing(names, ((),) * len(names)), seed)
 
     def _check(self, selection: Selection, split: str, classes: int) -> None:

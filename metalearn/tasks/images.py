@@ -1,10 +1,10 @@
 """N-way K-shot Q-query episodes of images, gathered from uint8 images on the device.
 
-A batch of tasks is drawn at once. Every choice is a function of the task's key (metalearn/rng.py),
-so episode t of a key is the same in a batch, alone and in chunks. Support and query are disjoint by
-construction: one draw of K + Q different images of each class is cut in two. Labels are the random
-order in which the classes were drawn, and support and query are each permuted inside every episode,
-so that neither label nor position carries information."""
+A batch of tasks is sampled at once. Every choice is a function of the task's key
+(metalearn/rng.py), so episode t of a key is the same in a batch, alone and in chunks. Support and
+query are disjoint by construction: one sample of K + Q different images of each class is cut in
+two. Labels are the random order in which the classes were sampled, and support and query are each
+permuted inside every episode, so that neither label nor position carries information."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SUPPORT, _QUERY, _EXAMPLES = (int(rng.fold_in(0, f"augment {part}")) for part i
 
 
 class SplitTask(TaskComponent):
-    """A component with one source a split, which `seed` has no effect on."""
+    """A component with one source per split, on which `seed` has no effect."""
 
     def build(
         self,
@@ -39,7 +39,7 @@ class SplitTask(TaskComponent):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> TaskSource:
-        """The source of one split; ConfigError for an unknown one."""
+        """Return the source of one split; raises ConfigError if it is unknown."""
         del seed
         if problems := split_problem(split):
             raise ConfigError(*problems)
@@ -76,9 +76,9 @@ class ImageTask(SplitTask):
 
 
 def four_rotations(images: Tensor) -> Tensor:
-    """Images rotated counter-clockwise by 0, 90, 180, 270 degrees: [A, *, H, H] -> [4 A, *, H, H].
+    """Rotate images counter-clockwise by 0, 90, 180, 270 degrees: [A, *, H, H] -> [4 A, *, H, H].
 
-    ConfigError for images that are not square."""
+    Raises ConfigError for images that are not square."""
     height, width = images.shape[-2:]
     if height != width:
         text = f"quarter turns need square images, not {height}x{width}"
@@ -87,13 +87,13 @@ def four_rotations(images: Tensor) -> Tensor:
 
 
 def split_problem(split: str) -> list[tuple[str, str]]:
-    """The problem of an unknown split, as (place, sentence) pairs for a ConfigError; else empty."""
+    """Return the problem of an unknown split, as (field, sentence) of a ConfigError; else empty."""
     text = f"unknown split {split!r}; valid: {', '.join(SPLITS)}"
     return [] if split in SPLITS else [("split", text)]
 
 
 def check_shares(value: tuple[float, ...]) -> tuple[float, ...]:
-    """Shares of train, valid and test; ValueError where they are negative or their sum is not 1."""
+    """Return fractions of the splits; raises ValueError unless they are >= 0 with sum 1."""
     if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
         formatted = ", ".join(f"{share:g}" for share in value)
         text = f"must be three numbers >= 0 with sum 1 (got {formatted} with sum {sum(value):.9g})"
@@ -110,9 +110,9 @@ def episode_problems(
     split: str = "train",
     smallest: str = "",
 ) -> list[tuple[str, str]]:
-    """Why episodes of this shape cannot be drawn from `classes` classes; empty where they can.
+    """Return why episodes of this shape cannot be sampled from `classes` classes; else empty.
 
-    All (place, sentence) pairs for a ConfigError. `examples` is the number of images of the class
+    All (field, sentence) pairs for a ConfigError. `examples` is the number of images of the class
     with the fewest, `smallest` its name."""
     problems = []
     if ways > classes:
@@ -134,7 +134,7 @@ class ImageSource:
     classification spec with ways = outputs and the number of classes of the split.
     `rotate_per_task` rotates each class of each task by a random multiple of 90 degrees (Santoro et
     al. 2016, section 4.1; cbfinn/maml), from copies of the pool rotated once. `changes` are made to
-    every image, by the key of its task and its place there. `data_sha256` is the hash of the
+    every image, with the key of its task and its index there. `data_sha256` is the hash of the
     prepared data, for result.json. Raises ConfigError."""
 
     def __init__(
@@ -195,7 +195,7 @@ class ImageSource:
         return augment(x.flatten(0, keys.dim() - 1), keys.flatten(), self.changes).reshape(x.shape)
 
     def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
-        """The same by torch's operators: on CUDA, in a trace, without a compiler."""
+        """Sample with torch's operators: on CUDA, in a trace, or without a compiler."""
         pool, spec = self._pool, self.spec
         rows = draw.episode_rows(
             key.to(pool.rows.device), pool.counts, pool.starts, start, num_tasks, self._sizes
@@ -211,7 +211,7 @@ class ImageSource:
         )
 
     def _part(self, rows: Tensor, labels: Tensor) -> Batch:
-        """The images of rows [T, B] with their labels."""
+        """Return the images of rows [T, B] with their labels."""
         return Batch(self._gather(rows.flatten()).reshape(*rows.shape, *self.spec.x_shape), labels)
 
     def examples(self, key: Key, size: int) -> Batch:
@@ -232,7 +232,7 @@ class ImageSource:
         return Batch(x, labels)
 
     def _gather(self, rows: Tensor) -> Tensor:
-        """Rows [B] as floats in 0..1: [B, *X]; one gather, one multiplication that converts."""
+        """Return rows [B] as floats in 0..1: [B, *X]; one gather, one multiplication."""
         count, width = int(rows.shape[0]), int(self._pool.rows.shape[1])
         if rows.device.type != "cpu":
             values = draw.scaled_rows(self._pool.rows, rows, self._scale)
@@ -249,7 +249,7 @@ class ImageSource:
 
 
 def _is_plain(key: Key, rows: Tensor) -> bool:
-    """Whether both are ordinary CPU tensors outside any trace: C++ may read their memory."""
+    """Return whether both are ordinary CPU tensors outside any trace, which C++ may read."""
     plain = type(key) is type(rows) is Tensor and key.is_cpu and rows.is_cpu
     return plain and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
@@ -276,7 +276,7 @@ def image_source(
 
 
 def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
-    """Raise where pool and spec do not fit: ValueError for a bug, ConfigError for bad options."""
+    """Raise ValueError (a bug) or ConfigError (bad options) if pool and spec do not fit."""
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(spec.x_shape):
         raise ValueError(
             f"pool of {images.dtype} {tuple(images.shape[1:])}, the spec says uint8 "

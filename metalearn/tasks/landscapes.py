@@ -50,7 +50,7 @@ class Function(NamedTuple):
     """A test function."""
 
     residuals: Callable[[Tensor], Tensor]  # z [d] -> r [d]
-    start: tuple[float, ...]  # the standard start, repeated; (): 1 / d throughout
+    start: tuple[float, ...]  # the standard initial point, repeated; (): 1 / d throughout
     multiple: int = 1  # of which d is a multiple
 
 
@@ -63,7 +63,7 @@ FUNCTIONS = {
 
 
 def standard_start(function: str, dims: int, dtype: torch.dtype) -> Tensor:
-    """The standard start of a test function: [d]."""
+    """Return the standard initial point of a test function: [d]."""
     repeated = FUNCTIONS[function].start or (1 / dims,)
     return torch.tensor((repeated * dims)[:dims], dtype=dtype)
 

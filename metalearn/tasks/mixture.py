@@ -84,7 +84,7 @@ class Mixture(TaskComponent):
 
     @property
     def labels(self) -> list[str]:
-        """A name for each source: its `label`, else its source, numbered where two are alike."""
+        """Name of each source: its `label`, else its source, numbered if two are the same."""
         labels: list[str] = []
         for section in self.sources:
             name = str(section.get("label") or section.get("source"))
@@ -107,7 +107,7 @@ class Mixture(TaskComponent):
         return self.model_copy(update={"sources": tuple(sections)})
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
-        """Those of the sources that both have, by label."""
+        """Return the contradictions of the sources that both have, by label."""
         if not isinstance(trained, Mixture):
             return []
         before = dict(zip(trained.labels, trained.sources, strict=True))
@@ -125,7 +125,7 @@ class Mixture(TaskComponent):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> MixtureSource:
-        """The source of one split; ConfigError with what is wrong with any of its sources."""
+        """Return the source of one split; raises ConfigError with the problems of all sources."""
         if problems := split_problem(split):
             raise ConfigError(*problems)
         hold_out = self.hold_out
@@ -177,7 +177,7 @@ class MixtureSource:
         self.facts: dict[str, Any] = {"sources": ", ".join(self.names)}
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """Leaves as the sources'; info: key, step, `source` [T], class_ids where all have them."""
+        """Leaves as the sources'; info: key, step, `source` [T], class_ids if all have them."""
         numbers = torch.arange(start, start + num_tasks, device=key.device)
         keys = rng.fold_in(rng.fold_in(key, "mixture"), numbers)
         source_index = rng.integers(keys, (1,), len(self._sources)).squeeze(-1)
@@ -193,14 +193,14 @@ class MixtureSource:
         return Episode(support, query, {**merged_info, "source": source_index.to(support.x.device)})
 
     def on_cpu(self) -> MixtureSource:
-        """The same tasks, drawn on the CPU where all sources can be."""
+        """Return the source of the same tasks on the CPU, if all sources support it."""
         if not all(hasattr(source, "on_cpu") for source in self._sources):
             return self
         sources = [source.on_cpu() for source in self._sources]  # type: ignore[attr-defined]
         return MixtureSource(dict(zip(self.names, sources, strict=True)))
 
     def examples(self, key: Key, size: int) -> Batch:
-        """Examples of all sources, each as likely, labelled over the classes of all."""
+        """Return examples of all sources, each equally likely, labelled over all classes."""
         source_index = rng.integers(rng.fold_in(key, "mixture"), (size,), len(self._sources))
         batches = [source.examples(key, size) for source in self._sources]
         if self.spec.classification:
@@ -234,7 +234,7 @@ def _pick(values: Sequence[Tensor], source_index: Tensor) -> Tensor:
 
 
 def _component(section: dict[str, Any]) -> TaskComponent:
-    """The component of a task section; ConfigError for an unknown source."""
+    """Return the component of a task section; raises ConfigError for an unknown source."""
     name, kinds = str(section.get("source")), _kinds()
     kinds.pop("mixture")
     if name not in kinds:

@@ -1,4 +1,4 @@
-"""Episodes of images drawn by episodes.cpp, bit for bit those of tasks/images.py.
+"""Episodes of images sampled by episodes.cpp, bitwise equal to those of tasks/images.py.
 
 The C++ kernel avoids the overhead of torch's operators."""
 
@@ -22,18 +22,18 @@ SINGLE_THREAD = 1 << 26  # bytes of floats below which a second thread costs mor
 
 
 class Pool(NamedTuple):
-    """The images of a split, and where the classes begin."""
+    """The images of a split, and the offsets of its classes."""
 
     rows: Tensor  # [images, bytes] uint8; with turns, four blocks of `turned` images
     counts: Tensor  # [classes] int64
     starts: Tensor  # [classes] int64
-    same: int | None  # images of every class, where all classes have the same number
+    same: int | None  # images per class, if all classes have the same number
     turned: int  # rows of one quarter turn; 0 where classes are not rotated
 
 
 @functools.cache
 def kernel() -> Callable[..., None] | None:
-    """The function of episodes.cpp, compiled and loaded at the first call; None without compiler.
+    """Return the function of episodes.cpp, compiled at the first call; None without a compiler.
 
     Arguments: element size; pool; key, start, tasks, ways, shots, queries, the key's name of the
     order; pointers to support x and y, query x and y, keys, class ids; threads."""
@@ -52,7 +52,7 @@ def kernel() -> Callable[..., None] | None:
 def episodes(
     draw: Callable[..., None], spec: EpisodeSpec, pool: Pool, key: Key, num_tasks: int, start: int
 ) -> Episode:
-    """Episodes start .. start + T - 1 of `key` by `draw`; shapes as ImageSource.sample."""
+    """Sample episodes start .. start + T - 1 of `key` by `draw`; shapes as ImageSource.sample."""
     ways, classes = spec.ways, spec.num_classes
     sizes = [ways * spec.shots, ways * spec.queries]
     x = [torch.empty((num_tasks, size, *spec.x_shape), dtype=spec.dtype) for size in sizes]

@@ -137,11 +137,11 @@ class Omniglot(images.ImageTask):
         return source
 
     def _pools(self, split: str) -> tuple[str, ...]:
-        """The splits whose classes `split` draws from."""
+        """Return the splits whose classes `split` uses."""
         return ("train", "valid") if self.train_on_valid and split == "train" else (split,)
 
     def _rows(self, data: Any, split: str, seed: int) -> Any:
-        """The rows of the prepared file that `split` draws from, sorted."""
+        """Return the rows of the prepared file that `split` uses, sorted."""
         parts = split_classes(data, self.split_scheme, seed)
         return np.sort(np.concatenate([parts[name] for name in self._pools(split)]))
 
@@ -161,12 +161,12 @@ class Omniglot(images.ImageTask):
 
 
 def prepared_path() -> Path:
-    """Where the prepared file is, or should be."""
+    """Return the path of the prepared file."""
     return store.data_root() / FILE
 
 
 def load() -> dict[str, Any]:
-    """The arrays of the prepared file and `sha256`, that of its images; raises DataError."""
+    """Return the arrays of the prepared file and the `sha256` of its images; raises DataError."""
     path = prepared_path()
     if not path.exists():
         raise store.missing(FILE, "omniglot")
@@ -175,7 +175,7 @@ def load() -> dict[str, Any]:
 
 
 def _check_arrays(path: Path, arrays: Any) -> str:
-    """The SHA-256 of the images; DataError for a file with other arrays."""
+    """Return the SHA-256 of the images; raises DataError for a file with other arrays."""
     expected = {
         "images": ((CLASSES, DRAWINGS, SIZE, SIZE), np.dtype(np.uint8)),
         "is_evaluation": ((CLASSES,), np.dtype(bool)),
@@ -191,7 +191,7 @@ def _check_arrays(path: Path, arrays: Any) -> str:
 
 
 def split_classes(data: Any, scheme: str, seed: int) -> dict[str, Any]:
-    """Sorted rows of the prepared file for each split: {"train": [classes], "valid": ..., ...}."""
+    """Return sorted rows of the prepared file by split: {"train": [classes], "valid": ..., ...}."""
     if scheme == "vinyals":
         return {
             name: np.flatnonzero(data["vinyals_split"] == code)

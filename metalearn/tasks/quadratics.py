@@ -40,7 +40,7 @@ class QuadraticSource(GeneratedSource):
         return Episode(batch, batch, {"key": keys, "step": step, "dims": dims.to(spec.dtype)})
 
     def _sample_problem(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """W [T, d, d] and y [T, d]."""
+        """Return W [T, d, d] and y [T, d]."""
         options, dtype = self._options, self.spec.dtype
         size = options.dims
         draw = rng.uniform if options.draws == "uniform" else rng.normal
@@ -51,7 +51,7 @@ class QuadraticSource(GeneratedSource):
         return weights, y
 
     def _condition(self, keys: Tensor, weights: Tensor) -> Tensor:
-        """diag(s) Q with Q orthogonal and s from 1 to condition^(-1/2), both ends included.
+        """Return diag(s) Q with Q orthogonal and s from 1 to condition^(-1/2), both ends included.
 
         W^T W then has condition number `condition`."""
         rotation: Tensor = torch.linalg.qr(weights.double()).Q.to(weights.dtype)
@@ -108,7 +108,7 @@ class Quadratics(GeneratedTask):
 
 
 def point_spec(dims: int, objective: Objective, **where: Any) -> EpisodeSpec:
-    """The spec of an objective of d parameters with d residuals, all in the support set."""
+    """Return the spec of an objective of d parameters with d residuals, all in the support set."""
     return EpisodeSpec(
         kind="regression",
         ways=1,
@@ -123,7 +123,7 @@ def point_spec(dims: int, objective: Objective, **where: Any) -> EpisodeSpec:
 
 
 class Point:
-    """One parameter, a point theta [d], normal with deviation `start`; residuals x theta."""
+    """A parameter theta [d], normal with standard deviation `start`; residuals x theta."""
 
     def __init__(self, dims: int, start: float, dtype: torch.dtype) -> None:
         self.dims, self.start, self.dtype = dims, start, dtype

@@ -152,14 +152,14 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=65536)
 def _draws(letter: str, face: str) -> bool:
-    """Whether the face draws the letter, larger than a mark."""
+    """Return whether the face has the letter, larger than a mark."""
     left, top, right, bottom = _font(face).getmask(letter, mode="L").getbbox() or (0, 0, 0, 0)
     return bool(max(right - left, bottom - top) >= SMALLEST * _POINTS)
 
 
 @lru_cache(maxsize=65536)
 def upright(letter: str, face: str) -> Pixels:
-    """The letter upright and centred, its longer side filling BOX: [56, 56]."""
+    """Return the letter upright and centred, its longer side filling BOX: [56, 56]."""
     left, top, right, bottom = (int(edge) for edge in _font(face).getbbox(letter))
     image = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(image).text((-left, -top), letter, fill=255, font=_font(face))
@@ -269,7 +269,7 @@ def _affine(draws: Array, extent: Array) -> tuple[Array, Array]:
 
 
 def _bend(canvas: Array, draws: Array, noise: Array) -> Pixels:
-    """Drawings [B, 28, 28] from canvases [B, 56, 56] by bilinear sampling at distorted places.
+    """Drawings [B, 28, 28] from canvases [B, 56, 56] by bilinear sampling at distorted positions.
 
     draws [B, 6] for the affine map, noise [B, 2, G, G] the control points of the displacement, all
     in -1..1."""
@@ -327,7 +327,7 @@ def drawings(letter: str, faces: list[str], seed: int) -> Pixels:
 
 
 def render(seed: int) -> Rendered:
-    """Every class: a few seconds on one core."""
+    """Render every class: a few seconds on one core."""
     faces = faces_of_letters()
     letters = alphabet(faces).letters
     images = np.stack([drawings(letter, faces[letter], seed) for letter in letters])

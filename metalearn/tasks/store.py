@@ -2,7 +2,7 @@
 
 Nothing is unpickled, and no archive is unpacked to disk. Prepared files are expected in
 METALEARN_DATA (else ~/.cache/metalearn). Derived files (decoded folders, rendered letters) are
-cached beside them, or in ~/.cache/metalearn where METALEARN_DATA is read-only."""
+cached next to them, or in ~/.cache/metalearn if METALEARN_DATA is read-only."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class DataSet(NamedTuple):
 
     sentence: str
     files: str  # pattern of its prepared files
-    absent: str  # what to tell without them
+    absent: str  # message if they are missing
     on_use: bool  # whether the first use prepares it
     prepare: Callable[[], list[str]]  # lines for the user; raises ConfigError
     verify: Callable[[], list[str]]
 
     def prepared(self) -> list[Path]:
-        """Its files that are there."""
+        """Return its existing files."""
         return sorted({*data_root().glob(self.files), *cache_root().glob(self.files)})
 
 
@@ -60,7 +60,7 @@ def _home_cache() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files may be created there; False without any write bit, also for root."""
+    """Return whether files may be created there; False without any write bit, also for root."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK) and bool(
@@ -69,7 +69,7 @@ def _writable(folder: Path) -> bool:
 
 
 def missing(file: str, name: str) -> DataError:
-    """The error for a missing prepared file: its place, and the command that makes it."""
+    """Return the error for a missing prepared file: its path, and the command that makes it."""
     unset = "" if os.environ.get("METALEARN_DATA", "").strip() else " is not set"
     text = (
         f"{file} is missing: expected in {data_root()} (METALEARN_DATA{unset}). Run "
@@ -79,7 +79,7 @@ def missing(file: str, name: str) -> DataError:
 
 
 def load_npz(path: Path) -> Mapping[str, Array]:
-    """All arrays of a prepared file, cached until the file changes; raises DataError."""
+    """Return all arrays of a prepared file, cached until it changes; raises DataError."""
     try:
         state = path.stat()
         return _load(str(path), state.st_mtime_ns, state.st_size)
@@ -184,7 +184,7 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
 def download(
     url: str, path: Path, expected: str, digest: Callable[[Path], str] = git_blob_id
 ) -> None:
-    """Download one file over https; DataError unless its `digest` is the expected one."""
+    """Download one file over https; raises DataError unless its `digest` is the expected one."""
     if not url.startswith("https://"):
         raise DataError((url, "only https is supported"))
     try:

@@ -1,1 +1,1 @@
-"""Torch modules from outside as Learners, with their own function, names and start."""
+"""Learners from torch modules of the user, with their own forward, names and initialization."""

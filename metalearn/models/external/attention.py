@@ -1,6 +1,6 @@
 """torch's attention layers by operators that have a vmap and a second derivative.
 
-With the same parameter names, in place of its fused kernels."""
+With the same parameter names, instead of its fused kernels."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class UnfusedEncoderLayer(nn.TransformerEncoderLayer):
 
 
 def masked(scores: Tensor, mask: Mask, left_out: bool = True) -> Tensor:
-    """Scores with a mask; in one of bools `left_out` marks what is left out."""
+    """Return scores under a mask; in a mask of bools, entries equal to `left_out` are excluded."""
     if mask is None:
         return scores
     if mask.dtype == torch.bool:

@@ -1,8 +1,8 @@
-"""torch's normalisation layers by a stated policy, without a change of their buffers.
+"""torch's normalisation layers with a stated policy, without a change of their buffers.
 
 The policy is found in the layer: a batch norm in training mode, or without running statistics,
-normalises by the batch in hand (`query_batch`); one in evaluation mode by its running statistics
-as they stand (`frozen`). The policies of norm.py can be asked for instead."""
+normalises with the current batch (`query_batch`); one in evaluation mode with its stored running
+statistics (`frozen`). The policies of norm.py can be chosen instead."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class StatedInstanceNorm(_InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, ...] or [channels, ...] -> same."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        unbatched = x.dim() == self._get_no_batch_dim()  # type: ignore[no-untyped-call]
-        batched = x.unsqueeze(0) if unbatched else x
+        alone = x.dim() == self._get_no_batch_dim()  # type: ignore[no-untyped-call]
+        batched = x.unsqueeze(0) if alone else x
         frozen = self.stated_policy == "frozen"
         mean, var = (self.running_mean, self.running_var) if frozen else (None, None)
         z = F.instance_norm(batched, mean, var, self.weight, self.bias, not frozen, 0.0, self.eps)
-        return z.squeeze(0) if unbatched else z
+        return z.squeeze(0) if alone else z
 
 
 def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +81,9 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
 
 
 def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
-    """The policy of each normalisation layer that has one, by its name.
+    """Return the policy of each normalisation layer that has one, by its name.
 
-    ConfigError where what is asked for cannot be had."""
+    Raises ConfigError if a layer does not support the policy `override`."""
     policies: dict[str, str] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, Norm):
@@ -133,5 +133,5 @@ def _problems(layer: nn.Module, policy: str, override: str | None) -> list[str]:
 
 
 def module_policy(policies: dict[str, str]) -> str:
-    """What the whole module is reported with."""
+    """Return the policy that is reported for the whole module."""
     return next((policy for policy in ORDER if policy in policies.values()), "none")

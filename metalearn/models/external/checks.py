@@ -1,4 +1,4 @@
-"""Whether a module from outside equals the function made of it, on a few examples."""
+"""Checks that a user's module and the function made of it agree on a few examples."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ EVAL = "pass the module in evaluation mode, net.eval(), to disable that"
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """A context in which torch's attention layers take no fast path.
+    """Context manager that disables the fast path of torch's attention layers.
 
-    It gives other outputs to padding than where gradients are recorded."""
+    The fast path computes other outputs for padding than the path that records gradients."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -59,7 +59,7 @@ class _RandomOperators(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Collects which of some tensors, by id, functions of torch are given."""
+    """Collects which of some tensors, by id, are arguments of torch's functions."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ def refuse_foreign_tensors(
     inputs: Inputs,
     make_other: Callable[[], nn.Module],
 ) -> None:
-    """ConfigError where a copy of a module computes with tensors of the module it is a copy of.
+    """Raise ConfigError if a copy of a module computes with tensors of the original module.
 
-    A function in an attribute may hold on to those, which no step would move. Constants are taken:
-    what asks for no gradient, is not changed by forward and is the same in `make_other()`, a module
-    of another seed."""
+    A function in an attribute may refer to those, and no step would update them. Constants are
+    accepted: what requires no gradient, is not changed by forward and is the same in
+    `make_other()`, a module of another seed."""
     tensors = [(name, value) for net in originals for name, value in named_tensors(net).items()]
     constants = [
         (name, value) for name, value in tensors if not (value.requires_grad or is_lazy(value))
@@ -115,11 +115,11 @@ class Behaviour(NamedTuple):
 def watch_forward(
     quiet: nn.Module, noisy: nn.Module, x: Tensor, inputs: Inputs, output: Output
 ) -> Behaviour:
-    """What the module does besides computing; ConfigError for what a function cannot do.
+    """Return what the module does besides computing its output.
 
-    Draws that no key can give, changes of buffers, other outputs in training mode.
-
-    Both modules are substituted; `noisy` is in the modes that the module was handed over in."""
+    Raises ConfigError for what a pure function cannot do: random numbers without a key, changes of
+    buffers, other outputs in training mode. Both modules have substituted layers; `noisy` is in
+    the modes in which the module was passed."""
     name = type(noisy).__name__
     with Functions(ATTENTION) as functions:
         eval_out, ops = _run_watched(copy_module(quiet), x, inputs, output)
@@ -153,7 +153,7 @@ def watch_forward(
 
 
 def _counts(module: nn.Module) -> dict[str, int | float]:
-    """Numbers among the plain attributes of the parts."""
+    """Return the plain attributes of all submodules that are numbers, by path."""
     return {
         f"{name}.{attribute}" if name else attribute: value
         for name, part in module.named_modules()
@@ -165,7 +165,7 @@ def _counts(module: nn.Module) -> dict[str, int | float]:
 def _run_watched(
     module: nn.Module, x: Tensor, inputs: Inputs, output: Output
 ) -> tuple[Tensor, str]:
-    """The output, and the names of operators that drew from torch's generator and changed it."""
+    """Return the output, and the operators whose random numbers changed it ("" if none did)."""
     watch, x_copy = _RandomOperators(), x.clone()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         with watch:
@@ -184,7 +184,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def perturbed(params: Params) -> Params:
-    """Other values of what steps move."""
+    """Return the parameters with noise on those that steps update."""
     return {
         leaf: value
         if leaf.startswith(STATS)
@@ -194,7 +194,7 @@ def perturbed(params: Params) -> Params:
 
 
 def check_equal(learner: Learner, params: Params, x: Tensor, forward: Callable[..., Any]) -> None:
-    """ConfigError where the module with other parameters computes something else than `apply`."""
+    """Raise ConfigError if module and `apply` differ with other values of the parameters."""
     params = perturbed(params)
     with torch.no_grad(), unfused_attention():
         ours, theirs = learner.apply(params, x), forward(learner.module(params), x)  # type: ignore[misc]
@@ -211,7 +211,7 @@ def check_equal(learner: Learner, params: Params, x: Tensor, forward: Callable[.
 
 
 def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
-    """ConfigError where the outputs are not one row for each example, for any number of them."""
+    """Raise ConfigError if the outputs are not one row per example, for any number of examples."""
     with torch.no_grad(), unfused_attention():
         row = learner.apply(params, x).shape[1:]
         for rows in (torch.cat([x, x[:1]]), x[:1]):
@@ -231,7 +231,7 @@ def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
 
 
 def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
-    """Whether the output of an example depends on the others in the batch."""
+    """Return whether the output of an example depends on the others in the batch."""
     other_values = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]
     try:
         with torch.no_grad():
@@ -245,9 +245,9 @@ def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
 
 
 def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
-    """ConfigError where gradients cannot be batched over tasks.
+    """Raise ConfigError if gradients cannot be batched over tasks.
 
-    A warning where there is no second derivative, which first-order methods do without."""
+    Warns if there is no second derivative, which first-order methods do not need."""
     stats, trainable = partition(params, lambda leaf: leaf.startswith(STATS))
     pair = torch.stack([x, x])
 
@@ -285,7 +285,7 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
 
 
 def check_outputs(spec: EpisodeSpec, out: Tensor, name: str) -> None:
-    """ConfigError where the outputs [B, *Y] or [B, *Y, C] are not of the task."""
+    """Raise ConfigError if the outputs [B, *Y] or [B, *Y, C] do not fit the task."""
     if out.dim() == 1 and out.shape[0] and not spec.classification and spec.outputs == 1:
         return
     wrong = out.dim() < 2 or out.shape[0] == 0

@@ -1,7 +1,7 @@
-"""On which axis of its outputs a module puts the classes, where shapes alone cannot tell.
+"""Find the axis of the classes in the outputs of a module if shapes alone cannot tell.
 
 Labels [B, *Y] need outputs [B, *Y, C]. Outputs [B, C, H, W] of a convolution have the same shape
-where the images are C pixels wide, and would be compared with the labels of other places."""
+if the images are C pixels wide, and would be compared with the labels of other positions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from metalearn.models.external.module import Inputs, Output, call_module, copy_m
 def check_class_axis(
     module: nn.Module, x: Tensor, inputs: Inputs, output: Output, classes: int
 ) -> None:
-    """ConfigError where outputs [B, C, *Y, C] have the classes on axis 1.
+    """Raise ConfigError if outputs [B, C, *Y, C] have the classes on axis 1.
 
-    A warning where it cannot be found out; nothing for outputs of another shape."""
+    Warns if the axis cannot be determined; does nothing for outputs of another shape."""
     calls: list[tuple[int, Tensor]] = []  # (axis of the classes, output) of every layer with C
 
     def record(axis: int) -> Any:
@@ -52,22 +52,22 @@ def check_class_axis(
 
 
 def _axis(out: Tensor, value: Tensor, axis: int) -> int:
-    """1 or -1, where out [B, C, *Y, C] has the classes that `value` has on `axis`; else 0."""
+    """Return 1 or -1, the axis of out [B, C, *Y, C] with the classes of `value`; 0: unknown."""
     if value is out:
         return axis
     if not value.requires_grad or value.dim() < 3:
         return 0
-    # place 0 of axis 1, place 1 of the last axis
+    # index 0 of axis 1, index 1 of the last axis
     entry_sum = out[:, 0].flatten(1)[:, 1].sum()
     grad = torch.autograd.grad(entry_sum, value, retain_graph=True, allow_unused=True)[0]
     if grad is None:
         return 0
-    nonzero = grad.movedim(axis, -1).abs().sum(0).nonzero()  # [*, places of value and class]
+    nonzero = grad.movedim(axis, -1).abs().sum(0).nonzero()  # [*, positions of value and class]
     classes = set(nonzero[:, -1].tolist())
     if len(classes) == 1:
         return {0: 1, 1: -1}.get(classes.pop(), 0)
     positions = {tuple(position) for position in nonzero[:, :-1].tolist()}
-    first = (*[0] * (out.dim() - 3), 1)  # where the last axis is one of places
+    first = (*[0] * (out.dim() - 3), 1)  # if the last axis is one of positions
     last = (0,) * (out.dim() - 2)
     if (first in positions) != (last in positions) and len(positions) == 1:
         return 1 if first in positions else -1

@@ -95,7 +95,7 @@ def from_module(
 
 
 def _start(source: _Source, module: nn.Module, init: Any, keep: bool) -> Init:
-    """Where the parameters start, as `from_module` says."""
+    """Return the initialization of the parameters, as documented in `from_module`."""
     leaves = leaves_of(module, source.head)
     if init != "module":
         return of_names(module, leaves, init, source.spec)
@@ -108,7 +108,7 @@ def _start(source: _Source, module: nn.Module, init: Any, keep: bool) -> Init:
 
 
 def _check_learner(learner: Learner, source: _Source, values: Params) -> Learner:
-    """The learner once it was compared with the module, with what its examples show."""
+    """Compare the learner with the module, and return it with the policy that the examples show."""
     x, inputs, output = source.x, source.inputs, source.output
     checks.check_equal(
         learner, values, x, lambda net, x: entry(call_module(net, x, inputs), output)
@@ -124,7 +124,7 @@ def _check_learner(learner: Learner, source: _Source, values: Params) -> Learner
 
 
 class _Source:
-    """What the caller gave: makes the module, with a new head where that was asked for."""
+    """The arguments of the caller: builds the module, with a new head if one is needed."""
 
     def __init__(
         self, net: Any, spec: EpisodeSpec, head: str | None, output: Output, inputs: Inputs
@@ -149,7 +149,7 @@ class _Source:
             self._plan_new_head(first)
 
     def make(self, seed: int) -> nn.Module:
-        """A module of its own for the learner, in the modes that it was handed over in."""
+        """Return a separate module for the learner, in the modes in which it was passed."""
         module = cast(
             copy_module(self.net) if self.is_instance else build_module(self.net, seed), self.spec
         )
@@ -169,7 +169,7 @@ class _Source:
         head = find_head(clone.eval(), self.x, self.inputs, self.output, name)
         if head is None or in_training is None or not head.last:
             return head
-        # noise or a factor behind the head may be there in training mode alone
+        # noise or a factor after the head may act in training mode only
         with torch.random.fork_rng(devices=[]):
             training_head = find_head(in_training, self.x, self.inputs, self.output, head.name)
         return head if training_head is None else training_head
@@ -191,7 +191,7 @@ class _Source:
 
 
 def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
-    """The learner without its start, and the prepared module."""
+    """Return the learner without its initialization, and the prepared module."""
     spec, inputs, output, x = source.spec, source.inputs, source.output, source.x
     original = source.make(0)
     policies = layer_policies(original, policy)
@@ -231,19 +231,19 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
 
 
 def _body(pure: PureModule, head: Head | None) -> PureModule:
-    """What comes before the head, which runs without the head's leaves."""
+    """Return the module up to the head, which needs no leaves of the head."""
     if head is None:
         return pure
     quiet, noisy = (copy_module(module, share=True) for module in (pure.quiet, pure.noisy))
     for module in (quiet, noisy):
-        # the layer itself, as a list of the module may hold it beside its name
+        # the layer itself, as a list of the module may also hold it
         module.get_submodule(head.name).forward = unchanged if head.last else stop_at_head
     leaves = pure.leaves.body()
     return PureModule(quiet, noisy, leaves, pure.inputs, pure.output, pure.attends)
 
 
 def _functions(whole: Run, inner: Run, head: Head | None) -> tuple[Any, Any]:
-    """(apply, features) of the learner."""
+    """Return (apply, features) of the learner."""
 
     def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
         if head is None or not head.last:

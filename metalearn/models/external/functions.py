@@ -1,7 +1,7 @@
 """Functions of torch replaced while a module runs: dropout, noise and attention.
 
-Draws come from keys, the same bits in a loop over tasks and in a batch of them; attention uses its
-plain operators."""
+Random numbers come from keys, bitwise equal in a loop over tasks and in a batch of them; attention
+uses its plain operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SELU = -1.7580993408473766  # the value that alpha dropout puts in: -scale * alp
 
 
 class Functions(TorchFunctionMode):
-    """Inside, functions of torch are replaced by those of a table."""
+    """Mode in which functions of torch are replaced by those of a table."""
 
     def __init__(self, table: dict[Any, Callable[..., Any]]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Functions(TorchFunctionMode):
 
 
 def _mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """One with probability 1 - p, else zero: `shape`."""
+    """Return ones with probability 1 - p, else zeros: `shape`."""
     keep = rng.uniform(noise.next_key().to(x.device), shape, dtype=torch.float64) >= p
     return keep.to(x.dtype)
 
@@ -141,8 +141,8 @@ def normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> T
 
 
 def _empty(zeros: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Zeros in the place of empty tensors, batched over tasks as the keys are, so that noise can be
-    written into them."""
+    """Return zeros instead of empty tensors, batched over tasks as the keys are, so that noise can
+    be written into them."""
 
     def function(*args: Any, **options: Any) -> Tensor:
         options.pop("memory_format", None)

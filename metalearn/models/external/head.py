@@ -21,10 +21,10 @@ class Head(NamedTuple):
 def find_head(
     module: nn.Module, x: Tensor, inputs: Inputs, output: Output, name: str | None = None
 ) -> Head | None:
-    """The layer `name`, or the last Linear called that gives the module's output; or None.
+    """Return the layer `name`, or the last Linear called that gives the module's output; or None.
 
-    Its output has the shape of the module's and is part of it. ConfigError for a name of no Linear.
-    """
+    Its output has the shape of the module's and is part of it. Raises ConfigError if `name` is not
+    a Linear."""
     layers = {key: part for key, part in module.named_modules() if isinstance(part, nn.Linear)}
     if name is not None and name not in layers:
         kinds = ", ".join(layers) or "none"
@@ -73,9 +73,9 @@ def _depends(out: Tensor, value: Tensor) -> bool:
 
 
 def _is_own(module: nn.Module, name: str) -> bool:
-    """Whether weight and bias are trainable parameters of this layer alone: not tied, not frozen,
-    not computed.
-    """
+    """Return whether weight and bias are trainable parameters of this layer alone.
+
+    Tied, frozen and computed ones are not."""
     layer = module.get_submodule(name)
     for leaf, value in (("weight", layer.weight), ("bias", layer.bias)):
         if value is None:
@@ -105,7 +105,7 @@ class Reached(Exception):
 
 
 def replace_layer(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """The module with another layer under `name`, in place."""
+    """Replace the layer `name` of the module in place; returns the module."""
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
     return module

@@ -1,8 +1,9 @@
 """Which tensors of a module are leaves of a Learner's parameters, and under which names.
 
-Parameters keep their names, the head's are `head.weight` and `head.bias`. Behind "stats." lie the
-leaves that no step moves: frozen parameters, buffers, running statistics. Tied parameters are one
-leaf. Integers and the statistics that a policy does not read are constants of the module."""
+Parameters keep their names, the head's are `head.weight` and `head.bias`. Leaves with the prefix
+"stats." are not updated by any step: frozen parameters, buffers, running statistics. Tied
+parameters are one leaf. Integers and the statistics that a policy does not read are constants of
+the module."""
 
 from __future__ import annotations
 
@@ -23,23 +24,23 @@ class Leaves:
     """The names of a module's tensors."""
 
     names: dict[str, str]  # in the module -> in the parameters
-    fixed: tuple[str, ...]  # parameters of the module that do not ask for a gradient
+    fixed: tuple[str, ...]  # parameters of the module that require no gradient
     tied: bool
 
     def named(self, params: Params) -> Params:
-        """The parameters by the module's names; no gradient flows to what no step moves."""
+        """Return the parameters by the module's names; those under "stats." get no gradient."""
         return {
             name: params[leaf].detach() if leaf.startswith(STATS) else params[leaf]
             for name, leaf in self.names.items()
         }
 
     def values(self, module: nn.Module) -> Params:
-        """Copies of the module's tensors by the names of the leaves."""
+        """Return copies of the module's tensors by the names of the leaves."""
         tensors = named_tensors(module)
         return {leaf: tensors[name].detach().clone() for name, leaf in self.names.items()}
 
     def aliases(self, module: nn.Module) -> tuple[tuple[str, str], ...]:
-        """(name, leaf) of every name of a parameter that is not the leaf's own."""
+        """Return (name, leaf) for every other name of a tied parameter."""
         parameters = dict(module.named_parameters())
         leaf_of = {
             id(parameters[name]): leaf for name, leaf in self.names.items() if name in parameters
@@ -51,7 +52,7 @@ class Leaves:
         return tuple((name, leaf) for name, leaf in leaf_by_name.items() if name != leaf)
 
     def body(self) -> Leaves:
-        """Without the head."""
+        """Return the leaves without the head."""
         without_head = {name: leaf for name, leaf in self.names.items() if leaf not in HEAD}
         return Leaves(without_head, self.fixed, self.tied)
 
@@ -61,7 +62,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
-    """The leaves of a module whose layers are substituted."""
+    """Return the leaves of a module whose layers are substituted."""
     names: dict[str, str] = {}
     fixed: list[str] = []
     head_names = {} if head is None else {f"{head.name}.{leaf[5:]}": leaf for leaf in HEAD}

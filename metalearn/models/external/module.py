@@ -22,7 +22,7 @@ Output = str | int | None  # the entry of what forward returns
 
 
 def copy_module(module: nn.Module, share: bool = False) -> nn.Module:
-    """A deep copy, with `share` of everything but parameters and buffers, which stay the same."""
+    """Return a deep copy; with `share` parameters and buffers are not copied but shared."""
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
@@ -42,7 +42,9 @@ def copy_module(module: nn.Module, share: bool = False) -> nn.Module:
 
 
 def build_module(make: Any, seed: int) -> nn.Module:
-    """What a class or function makes with torch's generator at `seed`, which is then put back."""
+    """Return the module that a class or function makes with torch's generator at `seed`.
+
+    The state of the generator is restored."""
     _refuse_arguments(make)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -69,7 +71,7 @@ def _refuse_arguments(make: Any) -> None:
 
 
 def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
-    """The module on the device of `spec`, its floating-point tensors in the dtype."""
+    """Move the module to the device of `spec` and its floating-point tensors to the dtype."""
     to = {
         torch.float64: module.double,
         torch.float32: module.float,
@@ -81,7 +83,7 @@ def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
 
 
 def _with_own_buffers(module: nn.Module) -> nn.Module:
-    """The module, each of whose layers has a copy of its own of a buffer that several hold."""
+    """Give each layer its own copy of a buffer that several layers share; returns the module."""
     buffer_ids = set[int]()
     for part in module.modules():
         for name, buffer in part._buffers.items():
@@ -92,7 +94,7 @@ def _with_own_buffers(module: nn.Module) -> nn.Module:
 
 
 def refuse_unsupported(module: nn.Module) -> None:
-    """ConfigError for what no function of its parameters can be made of, or of some of them."""
+    """Raise ConfigError if the module cannot become a function of all of its parameters."""
     problems = []
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
@@ -124,7 +126,7 @@ def refuse_unsupported(module: nn.Module) -> None:
 
 
 def _unsupported_layer(part: nn.Module) -> list[str]:
-    """Why a layer itself is refused."""
+    """Return the reasons why a layer is rejected."""
     problems = []
     if isinstance(part, nn.Embedding | nn.EmbeddingBag):
         if part.max_norm is not None:
@@ -140,7 +142,7 @@ def _unsupported_layer(part: nn.Module) -> list[str]:
 
 
 def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
-    """Running statistics of two layers, of which each layer gets a copy."""
+    """Return the problems of running statistics that two layers share."""
     names: dict[int, str] = {}
     problems = []
     for name, buffer in module.named_buffers(remove_duplicate=False):
@@ -172,7 +174,7 @@ def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def _tensors_in(value: Any) -> Iterable[Tensor]:
-    """The tensors of a plain attribute: itself, or of the entries of a collection."""
+    """Return the tensors of a plain attribute: itself, or those of the entries of a collection."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, nn.Module):
@@ -184,7 +186,7 @@ def _tensors_in(value: Any) -> Iterable[Tensor]:
 
 
 def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: int) -> None:
-    """One forward pass, which gives LazyLinear and its kin their parameters."""
+    """Run one forward pass, which creates the parameters of LazyLinear and similar layers."""
     if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         modes = {part: part.training for part in module.modules()}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -195,13 +197,13 @@ def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: i
 
 
 def call_module(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
-    """What forward returns for x [B, *X]."""
+    """Return the output of forward for x [B, *X]."""
     args, kwargs = arguments(x, inputs)
     return module(*args, **kwargs)
 
 
 def arguments(x: Tensor, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(positional, by name) arguments of forward: `inputs` may give a tensor, a tuple or a dict."""
+    """Return (positional, keyword) arguments of forward, from a tensor, a tuple or a dict."""
     args = x if inputs is None else inputs(x)
     if isinstance(args, Mapping):
         return (), dict(args)
@@ -209,7 +211,7 @@ def arguments(x: Tensor, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any
 
 
 def entry(out: Any, output: Output) -> Tensor:
-    """The tensor of what forward returned: all of it, or the entry `output` of a collection."""
+    """Return the tensor in the output of forward: all of it, or the entry `output`."""
     if output is None:
         value = out
     elif isinstance(out, Tensor):
@@ -245,9 +247,9 @@ def _entries(out: Any) -> str:
 
 
 def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
-    """An x [B, *X] that forward takes; ConfigError where it takes none.
+    """Return an x [B, *X] that forward accepts; raises ConfigError if there is none.
 
-    Normal numbers, or int64 where it looks something up, which are ones and zeros, or zeros."""
+    Normal numbers, or int64 if the module has a look-up table: ones and zeros, or zeros."""
     shape = (EXAMPLES, *spec.x_shape)
     numbers = rng.normal(rng.fold_in(0, "example"), shape, spec.dtype).to(spec.device)
     problem: Exception | None = None
@@ -271,7 +273,7 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
 
 
 def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Inputs) -> bool:
-    """Whether forward takes the example x in the dtype of `spec`; False where it looks x up."""
+    """Return whether forward takes x in the dtype of `spec`; False if x indexes a table."""
     if x.is_floating_point():
         return True
     try:
@@ -283,7 +285,7 @@ def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Input
 
 
 def require_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
-    """`inputs` for a module that looks x up: ConfigError for floating-point numbers."""
+    """Return `inputs` for a module with a look-up table: raises ConfigError for floats."""
 
     def checked_inputs(x: Tensor) -> Any:
         if x.is_floating_point():
@@ -295,7 +297,7 @@ def require_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its text."""
+    """Return the type of an error and the first line of its text."""
     return (
         f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if str(error)

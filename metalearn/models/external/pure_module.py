@@ -37,7 +37,7 @@ class PureModule:
 
     def __call__(self, params: Params, x: Tensor, rows: int | None = None) -> Tensor:
         args, kwargs = arguments(x, self.inputs)
-        tensors, tied = self.leaves.named(params), self.leaves.tied
+        named, tied = self.leaves.named(params), self.leaves.tied
         module = self.noisy if noise.is_active() else self.quiet
         with ExitStack() as stack:
             stack.enter_context(statistics_of_rows(rows))
@@ -46,7 +46,7 @@ class PureModule:
             elif self.attends:
                 stack.enter_context(Functions(ATTENTION))
             try:
-                out = functional_call(module, tensors, args, kwargs, tie_weights=tied)
+                out = functional_call(module, named, args, kwargs, tie_weights=tied)
             except Reached as end:
                 return end.features
             except IndexError as error:

@@ -49,15 +49,15 @@ class UnrolledRNN(nn.RNNBase):
         x = input if batched else input.unsqueeze(1)
         x = x.transpose(0, 1) if self.batch_first and batched else x
         start = self._start(x, hx, batched)
-        directions, last = 2 if self.bidirectional else 1, []
+        ways, last = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                carry = tuple(part[layer * directions + direction] for part in start)
-                out, carry = self._scan(x, carry, f"l{layer}" + ("_reverse" if direction else ""))
-                outputs.append(out)
+            sides = []
+            for way in range(ways):
+                carry = tuple(part[layer * ways + way] for part in start)
+                out, carry = self._scan(x, carry, f"l{layer}" + ("_reverse" if way else ""))
+                sides.append(out)
                 last.append(carry)
-            x = torch.cat(outputs, -1)
+            x = torch.cat(sides, -1)
             if layer < self.num_layers - 1 and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         x = x.transpose(0, 1) if self.batch_first and batched else x

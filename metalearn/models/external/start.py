@@ -1,6 +1,6 @@
-"""Initial parameters of a module from outside.
+"""Initial parameters of a user's module.
 
-Its own values, what its constructor draws for a key, or a function of names."""
+Its own values, those that its constructor samples for a key, or a function of names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Init = Callable[[Key], Params]
 
 
 def of_values(values: Params) -> Init:
-    """The same values for every key."""
+    """Return an initialization with the same values for every key."""
     return lambda key: {leaf: value.clone() for leaf, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Layers of torch that cannot be batched over tasks as they are, put in place by their class.
+"""Layers of torch that cannot be batched over tasks as they are, replaced by changing their class.
 
 A layer keeps its object, its attributes and its parameters' names; only `forward` is another. A
 subclass keeps its own `forward`, and meets the substitute where it calls its parent's."""
@@ -26,7 +26,7 @@ SUBSTITUTES: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def substitute(module: nn.Module, policies: dict[str, str]) -> nn.Module:
-    """The module with its layers replaced in place; `policies` of its normalisation layers."""
+    """Replace layers of the module in place; `policies` are those of its normalisation layers."""
     for name, layer in module.named_modules():
         for kind, new in SUBSTITUTES.items():
             if isinstance(layer, kind):
@@ -40,7 +40,7 @@ def substitute(module: nn.Module, policies: dict[str, str]) -> nn.Module:
 
 
 def _class(kind: type[nn.Module], new: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with the `forward` of `new` in the place of torch's."""
+    """Return `kind` with the `forward` of `new` instead of torch's."""
     torchs = next(part for part in kind.__mro__ if part.__module__.startswith("torch.nn.modules."))
     base = type(torchs.__name__, (new, torchs), {})
     return base if torchs is kind else type(kind.__name__, (kind, base), {})

@@ -25,9 +25,9 @@ _SHOWN = 10  # unreadable files that are listed before "and n more"
 def load_images(
     listing: Listing, size: int, channels: int, invert: bool
 ) -> tuple[store.Array, list[int], str]:
-    """All images uint8 [images, channels, size, size] by class, images of each class, SHA-256.
+    """Return all images, uint8 [images, channels, size, size] by class, images per class, SHA-256.
 
-    Read from the cache where names and contents of all files are the same; warns where a cache
+    Read from the cache if names and contents of all files are the same; warns if the cache
     cannot be written. Raises DataError naming every file that is not an image.
     """
     counts = [len(files) for files in listing.files]
@@ -55,7 +55,7 @@ def _content_hash(listing: Listing, size: int, channels: int, invert: bool) -> s
 
 
 def _warn_of_copies(listing: Listing) -> None:
-    """Warnings, once, of equal files in two classes and twice in a class."""
+    """Warn once of equal files in two classes and within a class."""
     first: dict[str, tuple[str, Path]] = {}
     across, within = list[str](), list[str]()
     for name, files in zip(listing.names, listing.files, strict=True):
@@ -83,13 +83,13 @@ def _file_hash(file: Path) -> str:
 
 @lru_cache(maxsize=1 << 20)
 def _cached_hash(path: str, identity: tuple[int, ...]) -> str:
-    """The hash, once a process: every write to a file gives it another time of change (ctime)."""
+    """Hash a file once per process: every write changes its time of change (ctime)."""
     del identity
     return store.sha256_of_file(Path(path))
 
 
 def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool) -> store.Array:
-    """uint8 [files, channels, size, size]; DataError naming every file that is not an image."""
+    """Return uint8 [files, channels, size, size]; raises DataError with all unreadable files."""
     pool = np.empty((len(files), channels, size, size), dtype=np.uint8)
     problems = []
     for index, file in enumerate(files):
@@ -107,7 +107,7 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
 
 
 def decode_image(file: Path | IO[bytes], size: int, channels: int) -> store.Array:
-    """One image as uint8 [channels, size, size]."""
+    """Return one image as uint8 [channels, size, size]."""
     with Image.open(file) as opened:
         if getattr(opened, "is_animated", False):
             warn_once("path: some images hold several frames, of which the first is used")
@@ -119,9 +119,9 @@ def decode_image(file: Path | IO[bytes], size: int, channels: int) -> store.Arra
 
 
 def standard(image: Image.Image) -> Image.Image:
-    """The image upright by its EXIF tag, of 8 bits, and on white where it is transparent.
+    """Return the image upright by its EXIF tag, of 8 bits, and on white if it is transparent.
 
-    ValueError for pixels of 32 bits."""
+    Raises ValueError for pixels of 32 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))

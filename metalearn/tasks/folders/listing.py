@@ -1,9 +1,9 @@
 """Classes and image files of a folder, in the layouts in which such data are published.
 
-    root/CLASS/image                 one folder of images a class
+    root/CLASS/image                 one folder of images per class
     root/GROUP/CLASS/image           two levels; the class is called GROUP/CLASS
     root/train|val|test/...          the same inside of split folders
-    root/image, and a CSV file       names of files and labels, and a split where it has one
+    root/image, and a CSV file       names of files and labels, and optionally a split
 
 Names are compared in Unicode form NFC: file systems and editors write "é" as one character or as
 two."""
@@ -42,11 +42,11 @@ class Listing(NamedTuple):
 
     names: tuple[str, ...]
     files: tuple[tuple[Path, ...], ...]
-    # of every file its split, where the folder or the CSV file says so
+    # the split of every file, if the folder or the CSV file has it
     splits: tuple[tuple[str, ...], ...] | None = None
 
 
-Entry = tuple[str, Path, str]  # class, file, split ("" where nothing says so)
+Entry = tuple[str, Path, str]  # class, file, split ("" if it is not stated)
 
 
 def nfc(name: str) -> str:
@@ -55,14 +55,14 @@ def nfc(name: str) -> str:
 
 
 def abbreviate(items: Iterable[str]) -> str:
-    """The first of them, and how many more there are."""
+    """Return the first items as text, and how many more there are."""
     items = list(items)
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
 
 
 def list_folder(root: Path, labels: Path | None = None) -> Listing:
-    """The classes and image files under `root`; `labels` is a CSV file of names and labels.
+    """Return the classes and image files under `root`; `labels` is a CSV file of names and labels.
 
     Raises DataError with all problems."""
     if not root.is_dir():
@@ -75,7 +75,7 @@ def list_folder(root: Path, labels: Path | None = None) -> Listing:
 
 
 def image_files(root: Path) -> list[Path]:
-    """All files at any depth under a folder, sorted; names with a leading dot are passed over."""
+    """Return all files at any depth under a folder, sorted, without names with a leading dot."""
     hidden = (file for file in root.rglob("*") if file.is_file() and file.name not in _IGNORED)
     return sorted(
         file
@@ -134,7 +134,7 @@ def _from_folders(root: Path) -> list[Entry]:
 
 
 def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
-    """(class, file) of one or two levels of folders, and what is wrong with them."""
+    """Return (class, file) of one or two levels of folders, and their problems."""
     entries: list[tuple[str, Path]] = []
     leaves: dict[str, Path] = {}
     empty, deep, mixed, twice = (list[str]() for _ in range(4))
@@ -193,7 +193,7 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
 
 
 def _relative(name: str, root: Path, files: Mapping[str, Path]) -> str:
-    """A name of a table as one under `root`: also an absolute one, and one with backslashes."""
+    """Return a name of a table relative to `root`; it may be absolute or have backslashes."""
     if name in files:
         return name
     name = name.replace("\\", "/").removeprefix("./")
@@ -221,6 +221,6 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What is no folder there, broken links included, so that the decoder reports them."""
+    """Return the entries that are not folders, with broken links, which the decoder reports."""
     items = (item for item in folder.iterdir() if not item.name.startswith("."))
     return sorted(item for item in items if item.name not in _IGNORED and not item.is_dir())

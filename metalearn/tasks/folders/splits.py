@@ -1,4 +1,4 @@
-"""Which classes of a folder are in train, valid and test, and which of their images."""
+"""Split the classes of a folder, or their images, into train, valid and test."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ class Selection(NamedTuple):
 def select(
     listing: Listing, parts: dict[str, list[str]], split: str, same: Sequence[Sequence[str]] | None
 ) -> Selection:
-    """The classes of a split with their files.
+    """Return the classes of a split with their files.
 
-    All of them, or with `same` those whose entry there (as in `Listing.splits`) is the split.
-    """
+    All files, or with `same` those whose entry there (as in `Listing.splits`) is the split."""
     index = {name: number for number, name in enumerate(listing.names)}
     files = []
     for name in parts[split]:
@@ -47,7 +46,7 @@ def select(
 def split_classes(
     listing: Listing, split_file: Path | None, fractions: Fractions, seed: int
 ) -> dict[str, list[str]]:
-    """The classes of every split, each sorted: by file, by the folder itself, or by fractions."""
+    """Return the sorted classes of every split: from a file, the folder itself, or fractions."""
     if split_file is not None:
         parts = read_split(split_file, listing.names)
     elif listing.splits is not None:
@@ -62,9 +61,9 @@ def split_classes(
 
 
 def split_images(listing: Listing, fractions: Fractions, seed: int) -> list[list[str]]:
-    """A split for every file of every class, where all classes are in all splits.
+    """Return a split for every file of every class; all classes are in all splits.
 
-    As the folder says, else by fractions of each class in an order drawn with `seed`."""
+    From the folder, else by fractions of each class in an order sampled with `seed`."""
     if listing.splits is not None:
         return [list(splits) for splits in listing.splits]
     file_splits = []
@@ -101,7 +100,7 @@ def shuffle(names: Any, seed: int, purpose: str) -> list[str]:
 def split_by_fraction(
     names: Sequence[str], fractions: Fractions, seed: int, purpose: str = "image_folder split"
 ) -> dict[str, list[str]]:
-    """Shares of the shuffled classes; their bounds are rounded to whole classes."""
+    """Return fractions of the shuffled classes, rounded to whole classes."""
     order = shuffle(names, seed, purpose)
     first = round(fractions[0] * len(order))
     second = max(first, round((fractions[0] + fractions[1]) * len(order)))
@@ -110,10 +109,10 @@ def split_by_fraction(
 
 
 def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """The split file, checked against the classes; raises DataError with all problems.
+    """Read the split file and check it against the classes; raises DataError with all problems.
 
     Any encoding of JSON, with or without a byte order mark, and any Unicode form of names. The
-    name of a group of two levels stands for all of its classes."""
+    name of a group of two levels means all of its classes."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -146,7 +145,7 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _by_split(content: dict[Any, Any], path: Path) -> tuple[dict[str, Any], Problems]:
-    """(what the file lists for each split, which may be named as folders are; problems)."""
+    """Return (the entry of the file for each split, under any name of SPLIT_NAMES; problems)."""
     lists: dict[str, Any] = {}
     problems: Problems = []
     for key, classes in content.items():
@@ -162,7 +161,7 @@ def _by_split(content: dict[Any, Any], path: Path) -> tuple[dict[str, Any], Prob
 
 
 def _resolve_classes(classes: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the classes meant, the names that mean none)."""
+    """Return (the classes of the names, the names without a class)."""
     meant, absent = [], []
     for class_name in classes:
         inside = [name for name in names if name.startswith(f"{class_name}/")]

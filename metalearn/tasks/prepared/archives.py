@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def find_class(parents: tuple[str, ...], file: str, names: set[str]) -> str | None:
-    """The class of a file: the innermost folder of that name, else what its name begins with."""
+    """Return the class of a file: the innermost folder of that name, else its name's prefix."""
     for folder in reversed(parents):
         if folder in names:
             return folder
@@ -32,7 +32,7 @@ def find_class(parents: tuple[str, ...], file: str, names: set[str]) -> str | No
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive: .zip, .tar, .tgz, .tar.gz."""
+    """Return whether the file is an archive: .zip, .tar, .tgz or .tar.gz."""
     return path.is_file() and path.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz"))
 
 
@@ -73,7 +73,7 @@ def _decode_member(path: Path, member: str, content: bytes, size: int) -> store.
 
 
 def _members(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """(name, content) of the images in an archive, in its order."""
+    """Yield (name, content) of the images in an archive, in its order."""
     opened = _zip_members if path.name.lower().endswith(".zip") else _tar_members
     try:
         for name, length, read_content in opened(path):

@@ -1,7 +1,7 @@
 """CIFAR-100 (Krizhevsky 2009): 100 classes of 600 colour images, 32x32.
 
-Two files serve. `cifar100.npz` has the published pixels and is made of the publisher's archive;
-`cifar100_jpeg95.npz` has JPEG copies of quality 95, and is read where the first is not there."""
+Two files serve. `cifar100.npz` has the published pixels and is made from the publisher's archive;
+`cifar100_jpeg95.npz` has JPEG copies of quality 95, and is read if the first is missing."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ JPEG = PreparedFile(
 
 
 def stored_file() -> PreparedFile:
-    """The file that is read: published pixels, else JPEG copies."""
+    """Return the file that is read: published pixels, else JPEG copies."""
     has_pixels = (store.data_root() / PIXELS.file).exists()
     return PIXELS if has_pixels or not (store.data_root() / JPEG.file).exists() else JPEG
 
 
 def class_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """Rows of the classes `names`, in their order; DataError where the file lacks one."""
+    """Return the rows of the classes `names`, in order; raises DataError if one is missing."""
     file = stored_file()
     row = {str(name): number for number, name in enumerate(file.load()["fine_name"])}
     absent = [name for name in names if name not in row]
@@ -70,7 +70,7 @@ def class_numbers(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def images_of(classes: tuple[int, ...]) -> Tensor:
-    """uint8 [classes, images, 3, 32, 32]; decoded once a process."""
+    """Return uint8 [classes, images, 3, 32, 32], decoded once per process."""
     file = stored_file()
     return _images_of(file.file, file.data_sha256(), classes)
 
@@ -87,7 +87,7 @@ def _images_of(file: str, digest: str, classes: tuple[int, ...]) -> Tensor:
 
 
 def _decode_class(data: Mapping[str, store.Array], number: int) -> store.Array:
-    """The images of one class from their JPEG files: uint8 [images, 32, 32, 3]."""
+    """Decode the images of one class: uint8 [images, 32, 32, 3]."""
     header, body, offsets = (data[name] for name in ("jpeg_header", "jpeg_body", "offsets"))
     start = header.tobytes()
     decoded = []
@@ -102,7 +102,7 @@ def _decode_class(data: Mapping[str, store.Array], number: int) -> store.Array:
 
 
 def first_copies(parts: Sequence[tuple[int, ...]]) -> list[store.Array]:
-    """Which images of each part no later part holds, equal in every pixel: bool [classes, images].
+    """Mark the images of each part that no later part contains: bool [classes, images].
 
     CIFAR-100 has 26 groups of equal images, 17 of them across classes."""
     later: set[bytes] = set()
@@ -157,7 +157,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def verify() -> list[str]:
-    """Lines for the user; DataError unless the file is what it must be."""
+    """Return lines for the user; raises DataError unless the file is the expected one."""
     file = stored_file()
     if file is JPEG:
         copies = "JPEG copies of quality 95, mean error 1.95 of 255"

@@ -24,7 +24,7 @@ FILE = PreparedFile(
     },
     origin="it is made of clinc/oos-eval (CC BY 3.0) by the encoder all-MiniLM-L6-v2",
 )
-EACH = 150  # requests an intent
+EACH = 150  # requests per intent
 
 
 class Clinc150(SplitTask):

@@ -1,4 +1,4 @@
-"""Regression on measured curves: a task is one curve, its examples are points at random places."""
+"""Regression on measured curves: a task is one curve, its examples are random points of it."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class CurveSource(GeneratedSource, ABC):
 
     @abstractmethod
     def values(self, keys: Tensor, curve: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [T, B, *X] and values [T, B] of curves [T] at places [T, B]."""
+        """Return inputs [T, B, *X] and values [T, B] of curves [T] at `index` [T, B]."""
 
 
 def curve_spec(task: SplitTask, points: int, inputs: int, **where: Any) -> EpisodeSpec:
-    """The spec of points of a curve; ConfigError where it has fewer than shots + queries."""
+    """Return the spec of a curve; raises ConfigError if it has fewer points than needed."""
     spec = task.spec_of((inputs,), **where)
     shots, queries = spec.shots, spec.queries
     if shots + queries > points:

@@ -1,4 +1,4 @@
-"""Prepared files: where they are, what they must hold, and where they come from."""
+"""Prepared files: location, contents and origin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PreparedFile(NamedTuple):
     origin: str  # where the data come from, the end of a sentence
 
     def load(self) -> Mapping[str, store.Array]:
-        """Its arrays; DataError where it is missing or holds something else."""
+        """Return its arrays; raises DataError if it is missing or has other contents."""
         path = store.data_root() / self.file
         if not path.exists():
             text = f"{self.file} is missing: expected in {store.data_root()}"
@@ -39,17 +39,17 @@ class PreparedFile(NamedTuple):
         return arrays
 
     def data_sha256(self) -> str:
-        """SHA-256 over the arrays that are read, in the order of `arrays`."""
+        """Return the SHA-256 over the arrays that are read, in the order of `arrays`."""
         path = store.data_root() / self.file
         return _hash(str(path), path.stat().st_mtime_ns, tuple(self.arrays))
 
     def data_set(self, sentence: str) -> store.DataSet:
-        """Its entry in the table of data sets; preparing it is finding it."""
+        """Return its entry in the table of data sets; it is never downloaded."""
         absent = f"not there; {self.origin}: make it, and put {self.file} into METALEARN_DATA"
         return store.DataSet(sentence, self.file, absent, False, self.verify, self.verify)
 
     def verify(self) -> list[str]:
-        """Lines for the user; DataError unless the file is the published one."""
+        """Return lines for the user; raises DataError unless the file is the published one."""
         self.load()
         path = store.data_root() / self.file
         if (digest := store.sha256_of_file(path)) != self.sha256:

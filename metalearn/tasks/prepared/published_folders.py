@@ -67,13 +67,13 @@ class PublishedFolder(images.ImageTask):
 
 
 def places(name: str) -> list[Path]:
-    """Where the images of a source are looked up in METALEARN_DATA."""
+    """Return the paths in METALEARN_DATA at which the images of a source may be."""
     endings = ("", ".zip", ".tar", ".tgz", ".tar.gz")
     return [store.data_root() / f"{name}{ending}" for ending in endings]
 
 
 def list_classes(root: Path, names: tuple[str, ...]) -> Listing:
-    """The images of the classes `names` under a folder, each class sorted by path."""
+    """Return the images of the classes `names` under a folder, each class sorted by path."""
     class_names, groups = set(names), {name: list[Path]() for name in names}
     for file in image_files(root):
         class_name = find_class(file.relative_to(root).parts[:-1], file.name, class_names)
@@ -143,7 +143,7 @@ class CUB200(PublishedFolder):
 
 
 def data_set(task: PublishedFolder, sentence: str) -> store.DataSet:
-    """Its entry in the table of data sets: found, never fetched."""
+    """Return its entry in the table of data sets; it is never downloaded."""
 
     def verify() -> list[str]:
         small_task = task.model_copy(update={"shots": 1, "queries": 1})

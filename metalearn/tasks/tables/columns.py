@@ -1,6 +1,6 @@
-"""Columns of rows held in memory: arrays, tables, and data sets of other packages.
+"""Columns of rows in memory: arrays, tables, and data sets of other packages.
 
-Nothing is imported: a data set is known by what it can do."""
+Nothing is imported: a data set is recognised by its methods."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ SPLITS = {
 
 
 def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Array]:
-    """Columns by name, each [rows, ...]; `target` and `group` name those of labels.
+    """Return columns by name, each [rows, ...]; `target` and `group` name those of labels.
 
     An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
     columns by name. Rows of a torch Dataset are (x, y), a dict, or x alone. A mapping of splits to
-    any of these (such as a DatasetDict) gets a column `split`. ConfigError for anything else."""
+    any of these (such as a DatasetDict) gets a column `split`. Raises ConfigError otherwise."""
     data = require_dense(data, "x")
     if isinstance(data, np.ndarray):
         return {name: to_array(column) for name, column in array_columns(data).items()}
@@ -81,7 +81,7 @@ def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Ar
 
 
 def _check_class_labels(data: Any, columns: Mapping[str, Array]) -> None:
-    """ConfigError for rows of a Hugging Face Dataset without a label, which are -1 there."""
+    """Raise ConfigError for rows of a Hugging Face Dataset without a label (-1)."""
     features = getattr(data, "features", None)
     if not isinstance(features, Mapping):
         return
@@ -93,7 +93,7 @@ def _check_class_labels(data: Any, columns: Mapping[str, Array]) -> None:
 
 
 def _is_row(item: Any) -> bool:
-    """Whether an item of a list is a row (x, y) or a dict, not a part of an array."""
+    """Return whether an item of a list is a row (x, y) or a dict, not a part of an array."""
     return isinstance(item, Mapping) or (isinstance(item, tuple) and not np.isscalar(item[0]))
 
 
@@ -122,7 +122,7 @@ def _join_splits(parts: Mapping[str, Any], target: str, group: str | None) -> di
 
 
 def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
-    """Columns of a data set that gives one row at a time."""
+    """Return the columns of a data set that yields one row at a time."""
     rows = [_pair(data[number]) for number in range(len(data))]
     if not rows:
         raise ConfigError(("x", "the data set has no rows"))
@@ -141,7 +141,7 @@ def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
 
 
 def _pair(row: Any) -> Any:
-    """(x, y) where a data set gives it as a list, its x an array or an image."""
+    """Return a row [x, y] whose x is an array or an image as a tuple; others unchanged."""
     pair = isinstance(row, list) and len(row) == 2
     if pair and (_is_array(row[0]) or hasattr(row[0], "getbands")) and np.ndim(row[1]) == 0:
         return tuple(row)
@@ -149,13 +149,13 @@ def _pair(row: Any) -> Any:
 
 
 def _to_numpy(values: torch.Tensor) -> Array:
-    """The array of a tensor; numpy has no bfloat16."""
+    """Return the array of a tensor; numpy has no bfloat16."""
     values = values.detach().cpu().resolve_conj().resolve_neg()
     return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
 
 
 def to_array(values: Any) -> Array:
-    """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
+    """Return values as one array [rows, ...]; raises ConfigError if rows differ in shape."""
     values = require_dense(values, "x")
     if isinstance(values, torch.Tensor):
         return _to_numpy(values)
@@ -193,7 +193,7 @@ def to_array(values: Any) -> Array:
 
 
 def _is_mixed(values: Sequence[Any]) -> bool:
-    """Whether there are texts among numbers."""
+    """Return whether there are texts among numbers."""
     texts = any(isinstance(value, str) for value in values)
     return texts and any(isinstance(value, int | float | np.number) for value in values)
 
@@ -213,7 +213,7 @@ def _pixels(image: Any) -> Array:
 
 
 def hash_columns(columns: Mapping[str, Array]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the columns."""
+    """Return the SHA-256 over names, types, shapes and bytes of the columns."""
     digest = hashlib.sha256()
     for name in sorted(columns):
         column = np.ascontiguousarray(columns[name])
@@ -225,7 +225,7 @@ def hash_columns(columns: Mapping[str, Array]) -> str:
 
 
 def label_names(columns: dict[str, Array], group: str | None, target: str) -> Array:
-    """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
+    """Return the class or group of each row as text; 3.0 becomes "3" in every numeric type."""
     field, column = ("group", columns[group]) if group else ("target", columns[target])
     column = column.reshape(len(column)) if column.size == len(column) else column
     if column.ndim > 1:
@@ -251,7 +251,7 @@ def label_names(columns: dict[str, Array], group: str | None, target: str) -> Ar
 
 
 def _check_names(names: Sequence[str], field: str) -> None:
-    """ConfigError for two that are written otherwise alone; a warning of what may be no label."""
+    """Raise ConfigError for two spellings of one name; warn of texts that may mean no label."""
     if pair := similar_names(names):
         text = f"contains labels that differ only in spaces, Unicode form or .0, {pair}"
         raise ConfigError((field, f"{text}: use one spelling"))
@@ -262,7 +262,7 @@ def _check_names(names: Sequence[str], field: str) -> None:
 
 
 def by_class(columns: dict[str, Array], target: str | None, group: str | None) -> dict[str, Array]:
-    """Rows of x [classes, rows of each, *X] where there is no target; else as they are."""
+    """Return rows of x [classes, rows of each, *X] if there is no target; else all unchanged."""
     if target is not None:
         return columns
     x = columns.get("x")
@@ -274,7 +274,7 @@ def by_class(columns: dict[str, Array], target: str | None, group: str | None) -
 
 
 def by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
-    """The rows of several files with a column of splits."""
+    """Return the rows of several files with a column of splits."""
     names = [list(table) for table in tables.values()]
     if any(set(columns) != set(names[0]) for columns in names):
         listing = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
@@ -291,7 +291,7 @@ def check_lengths(columns: dict[str, Array]) -> None:
 
 
 def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
-    """A tenth of the training classes or groups for validation, by a split seed."""
+    """Hold out a tenth of the training classes or groups for validation, by a split seed."""
     train = chosen["train"]
     if len(train) < 2:
         return chosen

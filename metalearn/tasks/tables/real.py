@@ -83,7 +83,7 @@ class RealTableSource(RowSource):
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """support.x [T, N*K, 64], query.x [T, N*Q, 64], weights where tables have fewer classes.
 
-        info: as of rows, and `source` [T], the table by its place in `names`."""
+        info: as of rows, and `source` [T], the table by its index in `names`."""
         episode = super().sample(key, num_tasks, start)
         source = self._table(episode.info["key"])
         info = {**episode.info, "source": source}
@@ -113,12 +113,12 @@ class RealTableSource(RowSource):
         return super()._rows(keys, ids).clamp(max=len(self._x) - 1)
 
     def _table(self, keys: Tensor) -> Tensor:
-        """[T] -> [T], places in `names`."""
+        """Sample the table of each task: [T] -> [T], indices into `names`."""
         return rng.integers(rng.fold_in(keys, "table"), (1,), len(self.names)).squeeze(-1)
 
 
 def _pool(split: str) -> tuple[Tensor, list[int], list[int], str]:
-    """(rows [R, 64] class after class, rows of each class, its table, hash) of a split."""
+    """Return (rows [R, 64] class after class, rows of each class, its table, hash) of a split."""
     parts, counts, table_of_class, tables = [], [], [], []
     for number, name in enumerate(NAMES):
         x, y = _table(name)
@@ -140,7 +140,7 @@ def _pool(split: str) -> tuple[Tensor, list[int], list[int], str]:
 
 
 def _table(name: str) -> tuple[Any, Any]:
-    """(x [R, F] float64, y [R] int64) of a table that comes with scikit-learn."""
+    """Return (x [R, F] float64, y [R] int64) of a table that comes with scikit-learn."""
     from sklearn import datasets
 
     data = getattr(datasets, f"load_{name}")()

@@ -1,4 +1,4 @@
-"""Rows that are in a table more than once, and values that are the same in all rows."""
+"""Repeated rows of a table, and values that are the same in all rows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Rows = NDArray[np.bool_]
 
 
 def repeats(
-    x: NDArray[Any], y: NDArray[Any] | None, place: NDArray[Any], train: Rows, test: Rows
+    x: NDArray[Any], y: NDArray[Any] | None, labels: NDArray[Any], train: Rows, test: Rows
 ) -> dict[str, int]:
-    """Numbers of rows of x [R, *X] that are there again, for `facts`; what is 0 is left out.
+    """Count repeated rows of x [R, *X], for `facts`; counts of 0 are omitted.
 
-    place [R] is the class of each row; with values y [R, C] its group, and rows are equal where
-    their values are, too. `rows_in_several`: in another class or group as well; `rows_repeated`:
-    beyond the first in their own; `test_rows_in_training`. train, test [R]: rows of these splits.
-    Warnings, once, of the first two."""
+    labels [R] are the classes of the rows; with values y [R, C] their groups, and rows are equal if
+    their values are equal, too. `rows_in_several`: in another class or group as well;
+    `rows_repeated`: beyond the first in their own; `test_rows_in_training`. train, test [R]: rows
+    of these splits. Warns once of the first two."""
     flat = _flat(x, y)
     keys = np.fromiter((hash(row.tobytes()) for row in flat), np.int64, len(flat))
-    row_ids = np.unique(keys, return_inverse=True)[1]  # [R], a number of each different row
-    pairs = np.unique(row_ids * (place.max() + 1) + place)  # of a row and a class or group
-    class_counts = np.bincount(pairs // (place.max() + 1))  # of each different row
+    row_ids = np.unique(keys, return_inverse=True)[1]  # [R], the index of each distinct row
+    pairs = np.unique(row_ids * (labels.max() + 1) + labels)  # of a row and a class or group
+    class_counts = np.bincount(pairs // (labels.max() + 1))  # of each distinct row
     counts = {
         "rows_in_several": int((class_counts[row_ids] > 1).sum()),
         "rows_repeated": len(x) - len(pairs),
@@ -38,7 +38,7 @@ def repeats(
 
 
 def _flat(x: NDArray[Any], y: NDArray[Any] | None) -> NDArray[np.float64]:
-    """Rows [R, F] whose bytes are the same where they are equal."""
+    """Return rows [R, F] whose bytes are the same if they are equal."""
     parts = [part.reshape(len(part), -1) for part in (x, y) if part is not None]
     return np.concatenate(parts, 1, dtype=np.float64) + 0.0  # -0 becomes 0
 
@@ -57,9 +57,9 @@ def _warn(counts: dict[str, int], rows: int, values: bool) -> None:
 
 
 def check_varies(y: NDArray[Any], train: Rows, name: str) -> None:
-    """ConfigError where values y [R, C] are the same in all training rows.
+    """Raise ConfigError if values y [R, C] are the same in all training rows.
 
-    A warning, once, where some of their columns are. `name` is the column's in the file."""
+    Warns once if some of their columns are. `name` is the column's in the file."""
     training = y[train]
     if len(training) < 2:
         return

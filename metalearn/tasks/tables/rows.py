@@ -13,11 +13,11 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 
 class RowSource:
-    """Episodes by index from rows held on the device.
+    """Episodes by index from rows on the device.
 
     rows [R, *X] class after class (or group after group), `counts` rows each; values [R, C] in
     regression. Support and query rows are different; both sets are permuted in every episode.
-    Every draw of task t is a function of (key, start + t)."""
+    All random numbers of task t are a function of (key, start + t)."""
 
     def __init__(
         self,
@@ -60,17 +60,17 @@ class RowSource:
         return Batch(self._x[rows], labels if self._y is None else self._y[rows])
 
     def _classes_of_examples(self) -> Tensor:
-        """The classes or groups that `examples` draws from: all."""
+        """Return the classes or groups that `examples` samples from: all."""
         return torch.arange(len(self._counts), device=self.spec.device)
 
     def _classes(self, keys: Tensor) -> Tensor:
-        """The classes of each task in the order of their labels: keys [T] -> [T, N]."""
+        """Sample the classes of each task in the order of their labels: keys [T] -> [T, N]."""
         return rng.choice(rng.fold_in(keys, "classes"), len(self._counts), self.spec.ways)
 
     def _rows(self, keys: Tensor, ids: Tensor) -> Tensor:
-        """K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].
+        """Sample K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].
 
-        The rows of a class get random numbers, and those with the smallest ones are taken; rows
+        The rows of a class get random numbers, and those with the smallest are selected; rows
         beyond a class's own count get the largest."""
         labels = torch.arange(self.spec.ways, device=keys.device)
         width = int(self._counts.max())
@@ -82,7 +82,7 @@ class RowSource:
         return order[..., : self.spec.shots + self.spec.queries] + self._starts[ids].unsqueeze(-1)
 
     def _part(self, keys: Tensor, rows: Tensor) -> Batch:
-        """The rows [T, N, R] as one permuted set a task."""
+        """Return the rows [T, N, R] as one permuted set per task."""
         tasks, ways, each = rows.shape
         order = rng.permutation(keys, ways * each)
         labels = order // each if each else order

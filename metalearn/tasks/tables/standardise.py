@@ -1,4 +1,4 @@
-"""Columns of a table with mean 0 and standard deviation 1, by the rows of the training split."""
+"""Standardise columns of a table with the mean and standard deviation of the training split."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 
 LARGE = 10.0  # root of the mean square
-# deviations up to this share of a mean are those of a constant
+# standard deviations up to this fraction of a mean are those of a constant
 ROUNDING, ROUNDING_FLOAT64 = 1e-6, 1e-12
-RESOLVED = 1e-3  # of a deviation, what answers in the units of the data resolve
+RESOLVED = (
+    1e-3  # fraction of a standard deviation that predictions in the units of the data resolve
+)
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # means [F], standard deviations [F]
 
 
 def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
-    """Of each column over some rows of x [R, F]; a deviation within rounding of 0 counts as 1.
+    """Return the moments of each column over some rows of x [R, F].
 
-    ConfigError for inputs that are no columns of numbers, and without a row."""
+    A standard deviation within rounding of 0 counts as 1. Raises ConfigError if x does not have
+    columns of numbers, and without a row."""
     if x.ndim != 2:
         text = f"needs columns of numbers, but x has rows of shape {list(x.shape[1:])}"
         raise ConfigError(("standardise", text))
@@ -36,7 +39,7 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
 
 
 def _is_float32(x: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether columns of [R, F] hold float32 numbers, which may be rounded: [F].
+    """Return whether columns of [R, F] have float32 numbers, which may be rounded: [F].
 
     Whole numbers that float32 counts one by one are not rounded."""
     with np.errstate(over="ignore"):
@@ -46,15 +49,15 @@ def _is_float32(x: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def standardise(x: Tensor, found: Moments) -> Tensor:
-    """(x - mean) / deviation: [B, F] -> [B, F]."""
+    """Return (x - mean) / standard deviation: [B, F] -> [B, F]."""
     mean, deviation = (torch.tensor(part, dtype=x.dtype, device=x.device) for part in found)
     return (x - mean) / deviation
 
 
 def restore(values: Tensor, found: Moments) -> Tensor:
-    """values * deviation + mean, the inverse of `standardise`: [..., F] -> [..., F].
+    """Return values * std + mean, the inverse of `standardise`: [..., F] -> [..., F].
 
-    float64 where the type of `values` would not resolve a thousandth of a deviation."""
+    float64 if the type of `values` would not resolve a thousandth of a standard deviation."""
     mean, deviation = (
         torch.tensor(part, dtype=torch.float64, device=values.device) for part in found
     )
@@ -67,9 +70,9 @@ def restore(values: Tensor, found: Moments) -> Tensor:
 def resolve_moments(
     configured: Moments | None, rows: NDArray[Any], training: NDArray[np.int64], name: str
 ) -> Moments:
-    """The given moments of rows [R, F], or those of the training rows; `name` is their field.
+    """Return the configured moments of rows [R, F], else those of the training rows.
 
-    ConfigError where there is not one of each column."""
+    `name` is their field. Raises ConfigError unless there is one of each column."""
     result = configured or moments(rows, training)
     if min(result[1], default=1) <= 0:
         raise ConfigError((name, "must be means, and standard deviations > 0"))
@@ -80,10 +83,10 @@ def resolve_moments(
 
 
 def check_scale(split: str, inputs: Tensor, targets: Tensor | None, dtype: torch.dtype) -> None:
-    """ConfigError for numbers that `dtype` has not, in rows [R, ...].
+    """Raise ConfigError for numbers in rows [R, ...] that `dtype` cannot represent.
 
-    A warning, once, where columns vary by less than it resolves, and where training rows of a
-    regression make gradient steps diverge."""
+    Warns once if columns vary by less than it resolves, and if training rows of a regression
+    would make gradient steps diverge."""
     _check_type("inputs", inputs, dtype)
     if targets is not None:
         _check_type("targets", targets, dtype)

@@ -17,7 +17,7 @@ from metalearn.variable_tasks import Range, sample_ways
 
 LAYERS = 2  # of nodes above the causes
 MOST_CATEGORIES = 8
-CLUSTERED = 0.7  # share of tasks whose classes are clusters
+CLUSTERED = 0.7  # fraction of tasks whose classes are clusters
 F64 = torch.float64
 
 
@@ -37,7 +37,7 @@ class Tables(GeneratedTask):
     torch.Size([4, 15, 64])
     """
 
-    # Departures: layers of one width in the place of a drawn depth; classes are equally frequent
+    # Departures: layers of one width instead of a sampled depth; classes are equally frequent
     # but for `shots`; clusters of causes are a second kind of class, in most tasks.
     default_model: ClassVar[str] = "standardised"
 
@@ -98,7 +98,7 @@ class TableSource(GeneratedSource):
 
 
 def _part(keys: Tensor, table: Tensor, rows: Tensor) -> Batch:
-    """Rows [T, N, R] of a table [T, M, F] as one permuted set a task."""
+    """Return rows [T, N, R] of a table [T, M, F] as one permuted set per task."""
     tasks, ways, each = rows.shape
     order = rng.permutation(keys, ways * each)
     indices = rows.reshape(tasks, ways * each).gather(-1, order)
@@ -107,9 +107,9 @@ def _part(keys: Tensor, table: Tensor, rows: Tensor) -> Batch:
 
 
 def _causes(keys: Tensor, ways: int, each: int, clustered: Tensor) -> Tensor:
-    """Independent causes [T, M, U] of `each` rows of every class, shifted by class if `clustered`.
+    """Sample causes [T, M, U] of `each` rows per class, shifted by class if `clustered`.
 
-    clustered [T, 1]; U = 16, of which a random share is 0."""
+    clustered [T, 1]; U = 16, of which a random fraction is 0."""
     count = 16
     share = rng.uniform(rng.fold_in(keys, "share"), (1,), dtype=F64)
     active = rng.uniform(rng.fold_in(keys, "active"), (count,), dtype=F64) <= share.square()
@@ -146,7 +146,7 @@ def _nodes(keys: Tensor, causes: Tensor, columns: int) -> Tensor:
 
 
 def _activated(keys: Tensor, z: Tensor) -> Tensor:
-    """Each node by one of six activations: [T, M, W] -> [T, M, W]."""
+    """Apply one of six activations to each node: [T, M, W] -> [T, M, W]."""
     kind = rng.integers(keys, (1, z.shape[-1]), 6)
     result = z
     for number, activated in enumerate((z.tanh(), z.relu(), z.sin(), z.abs(), (4 * z).tanh()), 1):
@@ -155,7 +155,7 @@ def _activated(keys: Tensor, z: Tensor) -> Tensor:
 
 
 def _scaled(z: Tensor) -> Tensor:
-    """Nodes of mean 0 and deviation 1 over rows [T, M, W]; a constant one is 0."""
+    """Scale nodes to mean 0 and standard deviation 1 over rows [T, M, W]; constant ones to 0."""
     z = z - z.mean(1, keepdim=True)
     return z / (z.square().mean(1, keepdim=True) + 1e-6).sqrt()
 
@@ -169,7 +169,7 @@ def _columns(keys: Tensor, nodes: Tensor, width: int, ends: Range) -> tuple[Tens
     count = _log_uniform(rng.fold_in(keys, "width"), ends[0], ends[1] + 1).floor()
     index = torch.arange(width, device=keys.device)
     kind = rng.uniform(rng.fold_in(keys, "kinds"), (width,), dtype=F64)
-    some = rng.uniform(rng.fold_in(keys, "mixed"), (2,), dtype=F64)  # shares of two kinds
+    some = rng.uniform(rng.fold_in(keys, "mixed"), (2,), dtype=F64)  # fractions of two kinds
     share = torch.where(some < 0.5, torch.zeros_like(some), some - 0.5).unsqueeze(1)
     # The first column is a number, so that rows differ.
     category = (kind < share[..., 0]) & (index > 0)
@@ -180,7 +180,7 @@ def _columns(keys: Tensor, nodes: Tensor, width: int, ends: Range) -> tuple[Tens
 
 
 def _categories(keys: Tensor, z: Tensor) -> Tensor:
-    """Columns [T, M, F] cut into 2 to 8 categories, whose numbers are ordered or random."""
+    """Cut columns [T, M, F] into 2 to 8 categories, whose numbers are ordered or random."""
     width = z.shape[-1]
     count = 2 + rng.integers(rng.fold_in(keys, "count"), (1, width), MOST_CATEGORIES - 1)
     quantile = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
