@@ -1,4 +1,4 @@
-"""Plain transfer, and learning without any: what meta-learning has to beat."""
+"""Transfer baselines of meta-learning, and training from scratch."""
 
 from __future__ import annotations
 

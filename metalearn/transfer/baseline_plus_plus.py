@@ -13,7 +13,7 @@ from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.linear_probe import learn_head
-from metalearn.transfer.pretrain import RULE, Head, pretrained, rule_of_task
+from metalearn.transfer.pretrain import RULE, Head, build_inner_rule, pretrained
 from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
@@ -29,10 +29,10 @@ class BaselinePlusPlus(MethodComponent):
     ('adapt', 'predict')
     """
 
-    # Departures from the authors' code: no weight-normalised w_c with a learned length a class, so
-    # every class has the same temperature (theirs is 2 up to 200 classes and 10 above, in
-    # pretraining and on new tasks apart); every step sees the whole support set, not minibatches of
-    # 4; their damped momentum is ours with a tenth of the step size but for the first step.
+    # Departures from the authors' code: no weight-normalised w_c with a learned norm per class, so
+    # every class has the same temperature (theirs is 2 up to 200 classes and 10 above, separately
+    # in pretraining and on new tasks); every step uses the whole support set, not minibatches of 4;
+    # their damped momentum equals ours with a tenth of the step size except in the first step.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 9
     name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "The method.")
@@ -51,15 +51,15 @@ class BaselinePlusPlus(MethodComponent):
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
-        head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
-        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        head = Head(_init_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
+        rule = build_inner_rule(self.inner, self.inner_lr, self.inner_momentum)
         adaptation = learn_head(learner, spec, head, weight_decay=self.weight_decay)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, adaptation.by_rule(rule), head)
 
 
-def _fresh_directions(key: Key, outputs: int, like: Tensor) -> Params:
-    """A linear head without its bias, which a cosine does not use."""
+def _init_directions(key: Key, outputs: int, like: Tensor) -> Params:
+    """Return a linear head without its bias, which a cosine does not use."""
     return {WEIGHT: fresh_linear(key, outputs, like)[WEIGHT]}

@@ -20,7 +20,7 @@ from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
 from metalearn.transfer.linear_probe import Change, Start, learn_head
 from metalearn.transfer.logistic_regression import with_copies
-from metalearn.transfer.pretrain import HEAD, RULE, pretrained, rule_of_task
+from metalearn.transfer.pretrain import HEAD, RULE, build_inner_rule, pretrained
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
@@ -81,28 +81,28 @@ class FineTune(MethodComponent):
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+        """Build the method for tasks of `spec`; a schedule of `outer` needs `meta_steps`."""
         learning = self.learning(self._adaptation(learner, spec), spec)
         method = pretrained(learner, spec, self.outer.build(meta_steps), learning)
-        begun = replace(method.traits, support_at_step_0=self.head_start == "prototypes")
-        return method._replace(traits=begun)
+        traits = replace(method.traits, support_at_step_0=self.head_start == "prototypes")
+        return method._replace(traits=traits)
 
     def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
-        """Learning of a task from the parts of it; a variant overrides it."""
+        """Return the learn functions of `adaptation`; variants override it."""
         return adaptation.by_rule(self.rule())
 
     def rule(self) -> UpdateRule:
-        """The rule that a new task follows."""
-        return rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        """Return the update rule of a new task."""
+        return build_inner_rule(self.inner, self.inner_lr, self.inner_momentum)
 
-    def moves(self, learner: Learner) -> Callable[[str], bool]:
-        """Whether a new task moves the parameter of a name."""
+    def parameter_filter(self, learner: Learner) -> Callable[[str], bool]:
+        """Return the predicate of the names of parameters that are adapted on a new task."""
         if self.adapts == "head":
             return is_head
         return adapted_filter(None if self.adapts == "all" else self.adapts, learner)
 
     def _adaptation(self, learner: Learner, spec: EpisodeSpec) -> Adaptation:
-        start = prototype_head(spec) if self.head_start == "prototypes" else usual_head(spec)
+        start = prototype_head(spec) if self.head_start == "prototypes" else default_head(spec)
         copies = self.copies if len(spec.x_shape) == 3 else 0
 
         def change(support: Batch, key: Key) -> Batch:
@@ -110,22 +110,22 @@ class FineTune(MethodComponent):
 
         if self.adapts == "head":
             return learn_head(learner, spec, start=start, change=change)
-        return _learn_layers(learner, spec, self.moves(learner), start, change)
+        return _learn_layers(learner, spec, self.parameter_filter(learner), start, change)
 
 
-def usual_head(spec: EpisodeSpec) -> Start:
-    """Drawn from the task's key for classes, the pretrained one in regression."""
+def default_head(spec: EpisodeSpec) -> Start:
+    """Return the default initial head: random from the task's key; in regression, pretrained."""
 
     def start(meta: Meta, key: Key, support: Batch, z: Callable[[], Tensor]) -> Params:
         if not spec.classification:
             return partition(meta["params"], is_head)[0]
-        return fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])  # whose width is read
+        return fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])  # only its width is used
 
     return start
 
 
 def prototype_head(spec: EpisodeSpec) -> Start:
-    """At the class means; ConfigError for regression."""
+    """Return the initial head at the class means; raises ConfigError for regression."""
     require_classes("fine_tune with head_start: prototypes", spec)
     return lambda meta, key, support, z: imprinted(z(), support, spec.ways)
 
@@ -133,15 +133,15 @@ def prototype_head(spec: EpisodeSpec) -> Start:
 def _learn_layers(
     learner: Learner,
     spec: EpisodeSpec,
-    moves: Callable[[str], bool],
+    is_adapted: Callable[[str], bool],
     head_start: Start,
     change: Change,
 ) -> Adaptation:
     def start(meta: Meta, support: Batch, key: Key) -> Problem:
         body, x = meta["params"], support.x
         head = head_start(meta, key, support, lambda: learner.features(body, x))
-        moving, fixed = partition({**body, **head}, moves)
-        return Problem(moving, fixed, change(support, key))
+        adapted, fixed = partition({**body, **head}, is_adapted)
+        return Problem(adapted, fixed, change(support, key))
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)

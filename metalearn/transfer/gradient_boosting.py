@@ -28,7 +28,7 @@ from metalearn.types import (
 )
 
 LEAST = -30.0  # log p of a class without an example
-# Trees are compared and split, not multiplied: nobody counts their FLOPs.
+# Trees compare and split; their FLOPs are not counted.
 UNCOUNTED: dict[str, Any] = dict.fromkeys(("flops", "flops_elementwise", "flops_architecture"))
 
 
@@ -58,7 +58,7 @@ class GradientBoosting(MethodComponent):
     )
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         del learner, meta_steps
         require_classes(self.name, spec)
 
@@ -77,59 +77,63 @@ class GradientBoosting(MethodComponent):
             del meta
             if query_weight is not None:  # padding may hold anything
                 query_x = zero_padding(Batch(query_x, query_weight, query_weight)).x
-            points, tasks = as_step_indices(steps), support.x.shape[0]
+            step_indices, tasks = as_step_indices(steps), support.x.shape[0]
             ledger = NullLedger() if ledger is None else ledger
             counts = {"tasks": tasks, **UNCOUNTED}
-            rows = tasks * points[-1] * support.x.shape[1]
-            args = support, task_keys(key, tasks), points[-1]
-            models = ledger.run("adapt", self._fit, *args, examples=rows, **counts)
-            found = ledger.run("predict", _predict, models, query_x, points, spec.ways, **counts)
-            return Learned(found, {})
+            num_examples = tasks * step_indices[-1] * support.x.shape[1]
+            fit_args = support, task_keys(key, tasks), step_indices[-1]
+            models = ledger.run("adapt", self._fit, *fit_args, examples=num_examples, **counts)
+            predict_args = models, query_x, step_indices, spec.ways
+            predictions = ledger.run("predict", _predict, *predict_args, **counts)
+            return Learned(predictions, {})
 
         traits = Traits(consumes="nothing", host_side=True)
         return Method(spec, traits, init, learn)
 
     def _fit(self, support: Batch, keys: Tensor, rounds: int) -> list[Any]:
-        """A classifier of each task [T]; of a task with one class, that class."""
+        """Return a classifier per task [T]; for a task with one class, that class."""
         from sklearn.ensemble import GradientBoostingClassifier
 
         models: list[Any] = []
         for task, key in enumerate(keys.tolist()):
-            x, y = _rows(support.x[task]), support.y[task].cpu().numpy()
+            x, y = _to_numpy(support.x[task]), support.y[task].cpu().numpy()
             weight = None if support.weight is None else support.weight[task].double().cpu().numpy()
             if weight is not None:
                 x, y, weight = x[weight > 0], y[weight > 0], weight[weight > 0]
             if len(np.unique(y)) < 2:
                 models.append(int(y[0]))
                 continue
-            made = GradientBoostingClassifier(
+            classifier = GradientBoostingClassifier(
                 n_estimators=max(1, rounds),
                 learning_rate=self.rate,
                 max_depth=self.depth,
                 subsample=self.subsample,
                 random_state=key & 0x7FFFFFFF,
             )
-            models.append(made.fit(x, y, weight))
+            models.append(classifier.fit(x, y, weight))
         return models
 
 
-def _rows(x: Tensor) -> Any:
-    """[B, *X] -> [B, F] as float64 of numpy."""
+def _to_numpy(x: Tensor) -> Any:
+    """Convert [B, *X] to a float64 numpy array [B, F]."""
     return x.detach().flatten(1).double().cpu().numpy()
 
 
-def _predict(models: list[Any], query_x: Tensor, points: tuple[int, ...], ways: int) -> Tensor:
-    """log p [T, P, M, N] after each number of rounds."""
-    found = torch.full((len(models), len(points), query_x.shape[1], ways), LEAST)
+def _predict(
+    models: list[Any], query_x: Tensor, step_indices: tuple[int, ...], ways: int
+) -> Tensor:
+    """Return log p [T, P, M, N] after each number of rounds."""
+    log_p = torch.full((len(models), len(step_indices), query_x.shape[1], ways), LEAST)
     for task, model in enumerate(models):
         if isinstance(model, int):
-            found[task, :, :, model] = 0.0
+            log_p[task, :, :, model] = 0.0
             continue
-        x = _rows(query_x[task])
+        x = _to_numpy(query_x[task])
         if not len(x):
             continue
         stages = [model.init_.predict_proba(x), *model.staged_predict_proba(x)]
-        logs = np.log(np.maximum(np.stack([stages[point] for point in points]), 1e-13))
+        p = np.stack([stages[step] for step in step_indices])
+        stage_log_p = np.log(np.maximum(p, 1e-13))
         classes = torch.from_numpy(model.classes_)
-        found[task][..., classes] = torch.from_numpy(logs).to(found.dtype)
-    return found.to(query_x.device, query_x.dtype)
+        log_p[task][..., classes] = torch.from_numpy(stage_log_p).to(log_p.dtype)
+    return log_p.to(query_x.device, query_x.dtype)

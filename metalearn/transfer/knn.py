@@ -16,7 +16,7 @@ from metalearn.losses import one_hot
 from metalearn.transfer.pretrain import pretrained
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
-NEVER = -1e9  # logarithm of the vote of what is no neighbour
+NEVER = -1e9  # log of the vote of an example that is not a neighbour
 LEAST = -30.0  # log p of a class without a vote
 
 
@@ -42,28 +42,28 @@ class KNN(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
         def fit(
-            meta: Meta, support: Batch, at: StepIndices, key: Key
+            meta: Meta, support: Batch, step_indices: StepIndices, key: Key
         ) -> list[tuple[Tensor, Tensor]]:
-            other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
+            other_classes = 1 - one_hot(support.y, spec.ways, support.x.dtype)
             z = preprocess(learner.features(meta["params"], support.x))
-            return [(z, other * NEVER)]  # [B, D], [B, N]
+            return [(z, other_classes * NEVER)]  # [B, D], [B, N]
 
-        def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
-            memory, mask = item
+        def predict(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Tensor:
+            support_z, mask = adapted
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))
-            scores = negative_squared_distance(z, memory) / self.temperature  # [M, B]
+            scores = negative_squared_distance(z, support_z) / self.temperature  # [M, B]
             weight = support.weight
             if weight is not None:
                 scores = torch.where(weight > 0, scores, torch.full_like(scores, NEVER))
-            count = min(self.neighbours, memory.shape[0])
+            count = min(self.neighbours, support_z.shape[0])
             kth = scores.topk(count, -1).values[:, -1:]
             scores = torch.where(scores >= kth, scores, torch.full_like(scores, NEVER))
-            if weight is not None:  # a counts its example `weight` times
+            if weight is not None:  # each example counts `weight` times
                 scores = scores + torch.where(weight > 0, weight.log(), torch.zeros_like(weight))
             scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2).clamp(min=LEAST)

@@ -18,12 +18,12 @@ from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.padding import padding_scope
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
-from metalearn.transfer.pretrain import LINEAR, RULE, Head, pretrained, rule_of_task
+from metalearn.transfer.pretrain import LINEAR, RULE, Head, build_inner_rule, pretrained
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
-# (meta, the task's key, support set, its features z [B, D] when called) -> the new head
+# (meta, key of the task, support set, function that returns its features z [B, D]) -> initial head
 Start = Callable[[Meta, Key, Batch, Callable[[], Tensor]], Params]
-Change = Callable[[Batch, Key], Batch]  # (support set, the task's key) -> what steps learn from
+Change = Callable[[Batch, Key], Batch]  # (support set, key of the task) -> training examples
 
 
 def unchanged(support: Batch, key: Key) -> Batch:
@@ -40,24 +40,24 @@ def learn_head(
     weight_decay: float = 0.0,
     normalise: bool = False,
 ) -> Adaptation:
-    """Learning of a task that moves a new head and nothing else.
+    """Return an Adaptation that trains only a new head.
 
-    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of what
-    `change` makes of the support set, which are computed once a task. `start` gives the head at
-    step 0 (default: fresh, from the task's key)."""
+    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head; z are the features of the
+    support set after `change`, computed once per task. `start` returns the head at step 0
+    (default: random, from the task's key)."""
     require_head("a method that trains only a head", learner)
     preprocess = unit if normalise else identity
 
-    def features_of(meta: Meta, batch: Batch) -> Tensor:
+    def support_features(meta: Meta, batch: Batch) -> Tensor:
         with padding_scope(batch.weight):
             return preprocess(learner.features(meta["params"], batch.x))
 
     def start_task(meta: Meta, support: Batch, key: Key) -> Problem:
         batch = change(support, key)
-        z = features_of(meta, batch)
-        fresh = start or (lambda meta, key, support, z: head.init(key, spec.outputs, z()))
-        leaves = fresh(
-            meta, key, support, lambda: z if batch is support else features_of(meta, support)
+        z = support_features(meta, batch)
+        init_head = start or (lambda meta, key, support, z: head.init(key, spec.outputs, z()))
+        leaves = init_head(
+            meta, key, support, lambda: z if batch is support else support_features(meta, support)
         )
         return Problem(leaves, {}, batch._replace(x=z))
 
@@ -96,10 +96,10 @@ class LinearProbe(MethodComponent):
     ('adapt', 'predict')
     """
 
-    # Departures from Chen et al. 2019: every step sees the whole support set, not minibatches of 4;
-    # their momentum is damped by 0.9, which but for the first step is ours with a tenth of the step
-    # size. From Tian et al. 2020 (arXiv:2003.11539): descent stops at the asked steps, where theirs
-    # solves the logistic regression.
+    # Departures from Chen et al. 2019: every step uses the whole support set, not minibatches of 4;
+    # their momentum is damped by 0.9, which equals ours with a tenth of the step size except in the
+    # first step. From Tian et al. 2020 (arXiv:2003.11539): gradient descent stops at the requested
+    # steps; theirs solves the logistic regression.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 4
     name: Literal["linear_probe"] = option("linear_probe", "The method.")
@@ -120,8 +120,8 @@ class LinearProbe(MethodComponent):
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        """Build the method for tasks of `spec`; a schedule of `outer` needs `meta_steps`."""
+        rule = build_inner_rule(self.inner, self.inner_lr, self.inner_momentum)
         adaptation = learn_head(
             learner, spec, weight_decay=self.weight_decay, normalise=self.normalise
         )

@@ -42,17 +42,17 @@ class LinearSVM(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, step_indices: StepIndices, key: Key) -> list[Tensor]:
             z = preprocess(learner.features(meta["params"], support.x)).double()
             y = one_hot(support.y, spec.ways, z.dtype)
             weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight.double()
             kernel = z @ z.T + RIDGE * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-            found = z.T @ coefficients(kernel, y, self.strength * weight, self.iterations)
-            return [found.to(support.x.dtype)]  # [D, N]
+            w = z.T @ coefficients(kernel, y, self.strength * weight, self.iterations)
+            return [w.to(support.x.dtype)]  # [D, N]
 
         def predict(meta: Meta, w: Any, support: Batch, query_x: Tensor) -> Tensor:
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))

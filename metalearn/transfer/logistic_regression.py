@@ -56,19 +56,19 @@ class LogisticRegression(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
         copies = self.copies if len(spec.x_shape) == 3 else 0
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, step_indices: StepIndices, key: Key) -> list[Tensor]:
             support = with_copies(support, key, copies, self.augment)
             with padding_scope(support.weight):
                 z = preprocess(learner.features(meta["params"], support.x))
             y = one_hot(support.y, spec.ways, z.dtype)
             weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight
-            present = class_mask_of(support, spec.ways)
-            return [solve(z, y, weight, self.strength, self.iterations, present)]
+            class_mask = class_mask_of(support, spec.ways)
+            return [solve(z, y, weight, self.strength, self.iterations, class_mask)]
 
         def predict(meta: Meta, w: Any, support: Batch, query_x: Tensor) -> Tensor:
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))
@@ -81,11 +81,11 @@ class LogisticRegression(MethodComponent):
 
 
 def with_copies(support: Batch, key: Key, copies: int, changes: tuple[Change, ...]) -> Batch:
-    """Copies of the support set, each image changed by a key of its own."""
+    """Return augmented copies of the support set, with a separate key for each image."""
     if not copies:
         return support
-    places = torch.arange(support.x.shape[0], device=support.x.device)
-    keys = (fold_in(key, number, places) for number in range(copies))
-    x = torch.cat([augment(support.x, one, changes) for one in keys])
+    indices = torch.arange(support.x.shape[0], device=support.x.device)
+    keys = (fold_in(key, copy, indices) for copy in range(copies))
+    x = torch.cat([augment(support.x, copy_key, changes) for copy_key in keys])
     weight = None if support.weight is None else support.weight.repeat(copies)
     return Batch(x, torch.cat([support.y] * copies), weight)

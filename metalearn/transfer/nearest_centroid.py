@@ -29,7 +29,7 @@ class NearestCentroid(MethodComponent):
     """
 
     # Departure: features are not centred (the paper's CL2N), since their mean over all training
-    # examples would be a second pass after pretraining; `normalise` is its L2N, without it UN.
+    # examples needs a second pass after pretraining; `normalise` is its L2N, otherwise UN.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 8
     name: Literal["nearest_centroid"] = option("nearest_centroid", "The method.")
@@ -39,7 +39,7 @@ class NearestCentroid(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 

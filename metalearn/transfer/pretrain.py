@@ -46,7 +46,7 @@ RULE = (
 
 
 class Head(NamedTuple):
-    """A last layer: its start and its outputs."""
+    """A last layer as two functions: initialization and outputs."""
 
     init: Callable[[Key, int, Tensor], Params]  # (key, outputs, like [*, D]) -> head.weight, ...
     apply: Callable[[Params, Tensor], Tensor]  # (leaves, z [B, D]) -> [B, C]
@@ -56,11 +56,11 @@ LINEAR = Head(fresh_linear, linear)
 
 
 def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Meta:
-    """The meta before pretraining.
+    """Return the meta-parameters before pretraining.
 
-    Classes: `params`, the body alone, and `pretrain_head` over all classes of the split; the
-    learner's own head, which has one output a way, would be dead weight. Regression: `params`, the
-    whole learner, as the outputs stay the same."""
+    Classification: `params`, the body only, and `pretrain_head` over all classes of the split; the
+    learner's own head, with one output per way, would not be used. Regression: `params`, the whole
+    learner, as the outputs stay the same."""
     params = learner.init(key)
     if not spec.classification:
         return {"params": params}
@@ -70,19 +70,19 @@ def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Met
             f"{spec.num_classes})"
         )
         raise ConfigError(("task.num_classes", text))
-    old, body = partition(params, is_head)
-    like = old["head.weight"]
-    fresh = head.init(fold_in(key, HEAD), spec.num_classes, like)
-    return {"params": body, HEAD: {name: value.to(like.device) for name, value in fresh.items()}}
+    old_head, body = partition(params, is_head)
+    like = old_head["head.weight"]
+    new_head = head.init(fold_in(key, HEAD), spec.num_classes, like)
+    return {"params": body, HEAD: {name: value.to(like.device) for name, value in new_head.items()}}
 
 
 def example_gradient(
     learner: Learner, spec: EpisodeSpec, head: Head
 ) -> Callable[[Meta, Batch], tuple[Grads, Metrics]]:
-    """Gradient and metrics of the mean loss of one batch over all classes of the split.
+    """Return a function: gradient and metrics of the mean loss of a batch, over all classes.
 
-    The metrics are `query_loss` and `query_accuracy`, named as in meta-training: loss on the
-    examples in hand. Running statistics have their movement in the place of a gradient.
+    The metrics are `query_loss` and `query_accuracy`, named as in meta-training: the loss on the
+    current batch. Running statistics have their change instead of a gradient.
     """
     loss_of = criterion(spec)
 
@@ -94,13 +94,13 @@ def example_gradient(
                 if spec.classification
                 else learner.apply(params, x)
             )
-        found = metrics(spec, logits, y, weight)
-        return loss_of(logits, y, weight), (found, stats_delta(scope, meta))
+        batch_metrics = metrics(spec, logits, y, weight)
+        return loss_of(logits, y, weight), (batch_metrics, stats_delta(scope, meta))
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
         batch = zero_padding(batch)
-        grads, (found, movement) = torch.func.grad(loss, has_aux=True)(meta, batch)
-        return add_stats_delta(grads, movement), found
+        grads, (batch_metrics, delta) = torch.func.grad(loss, has_aux=True)(meta, batch)
+        return add_stats_delta(grads, delta), batch_metrics
 
     return gradient
 
@@ -114,10 +114,10 @@ def pretrained(
     *,
     uses_steps: bool = True,
 ) -> Method:
-    """A Method that learns from batches of examples across tasks, and a task by `learning`.
+    """Build a Method that is pretrained on batches of examples and learns a task by `learning`.
 
-    `learning` reads nothing of the number of training classes, so the method built for a test split
-    takes the same meta.
+    `learning` does not depend on the number of training classes, so the method built for a test
+    split accepts the same meta.
     """
     if spec.classification:
         require_head("pretraining", learner)
@@ -134,11 +134,11 @@ def pretrained(
     )
 
 
-def descent(lr: float, decay: float) -> UpdateRule:
-    """Gradient descent, with heavy-ball momentum where `decay` is not 0."""
+def gradient_descent(lr: float, decay: float) -> UpdateRule:
+    """Return gradient descent, with heavy-ball momentum if `decay` is not 0."""
     return momentum(lr, decay) if decay else sgd(lr)
 
 
-def rule_of_task(inner: Rule | None, lr: float, decay: float) -> UpdateRule:
-    """The rule that a new task follows: `inner`, else `descent`."""
-    return descent(lr, decay) if inner is None else inner.build()
+def build_inner_rule(inner: Rule | None, lr: float, decay: float) -> UpdateRule:
+    """Build the update rule of a new task: `inner` if it is set, else `gradient_descent`."""
+    return gradient_descent(lr, decay) if inner is None else inner.build()

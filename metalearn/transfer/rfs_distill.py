@@ -33,7 +33,7 @@ from metalearn.types import (
     Metrics,
 )
 
-FRESH, TEACHER = "fresh", "teacher"  # branches of the meta, which the outer rule does not move
+FRESH, TEACHER = "fresh", "teacher"  # branches of the meta that the outer rule does not update
 NETWORK = ("params", HEAD)
 
 
@@ -53,7 +53,7 @@ class RFSDistill(RFS):
     """
 
     # Departure in cost: one graph serves all steps, so the first generation computes the logits of
-    # a teacher that its loss leaves out, and the ledger has that forward pass.
+    # a teacher that its loss does not use, and the ledger includes that forward pass.
     needs_meta_steps: ClassVar[bool] = True
     name: Literal["rfs_distill"] = option("rfs_distill", "The method.")  # type: ignore[assignment]
     generations: int = option(
@@ -63,82 +63,86 @@ class RFSDistill(RFS):
     temperature: float = option(4.0, "Temperature T of both softmaxes.", acts="train", gt=0)
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` are divided among the generations.
+        """Build the method for tasks of `spec`; `meta_steps` are divided among the generations.
 
-        Without `meta_steps` it learns new tasks, and a training step raises ConfigError."""
+        Without `meta_steps` it can learn new tasks, but a training step raises ConfigError."""
         length = None if meta_steps is None else max(meta_steps // self.generations, 1)
         outer, base = self.outer.build(length), super().build(learner, spec, length)
         update, gradient = make_update(outer), self._gradient(learner, spec)
 
         def init(key: Key) -> MetaState:
             start = start_meta(learner, spec, LINEAR, key)
-            copies = (tree_map(torch.clone, held(start)) for _ in range(2))
+            copies = (tree_map(torch.clone, freeze_leaves(start)) for _ in range(2))
             return init_state({**start, **dict(zip((FRESH, TEACHER), copies))}, outer)
 
-        def begun(state: MetaState, length: int) -> MetaState:
-            """The state of a new generation where the step begins one."""
+        def start_generation(state: MetaState, length: int) -> MetaState:
+            """Return the state of a new generation at its first step, else `state`."""
             network = {name: state.meta[name] for name in NETWORK}
-            fresh, old = released(network, state.meta[FRESH]), state.meta[FRESH]
-            meta = {**fresh, FRESH: old, TEACHER: held(network)}
-            new = init_state(meta, outer)._replace(step=state.step)
-            whole = length * self.generations
-            begins = (state.step % length == 0) & (state.step > 0) & (state.step < whole)
-            found: MetaState = tree_map(lambda a, b: torch.where(begins, a, b), new, state)
-            return found
+            initial = state.meta[FRESH]
+            fresh = unfreeze_leaves(network, initial)
+            meta = {**fresh, FRESH: initial, TEACHER: freeze_leaves(network)}
+            restarted = init_state(meta, outer)._replace(step=state.step)
+            total_steps = length * self.generations
+            starts = (state.step % length == 0) & (state.step > 0) & (state.step < total_steps)
+            chosen: MetaState = tree_map(lambda a, b: torch.where(starts, a, b), restarted, state)
+            return chosen
 
         def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
             if length is None:
                 text = "its generations divide meta_steps: pass their number to build"
                 raise ConfigError(("meta_steps", f"{self.name} is trained for none; {text}"))
             with_teacher = partial(gradient, later=state.step >= length)
-            noisy = learner.draws_noise
-            made = make_step_on_examples(with_teacher, update, spec, draws_noise=noisy)
-            return made(begun(state, length), batch)
+            draws_noise = learner.draws_noise
+            step_fn = make_step_on_examples(with_teacher, update, spec, draws_noise=draws_noise)
+            return step_fn(start_generation(state, length), batch)
 
         return base._replace(init=init, update=update, step=step)
 
     def _gradient(
         self, learner: Learner, spec: EpisodeSpec
     ) -> Callable[..., tuple[Grads, Metrics]]:
-        """(meta, batch, later []) -> gradients and metrics, with the teacher where `later`."""
+        """Return (meta, batch, later []) -> gradients and metrics, with the teacher if `later`."""
         loss_of = criterion(spec)
 
         def loss(network: Meta, meta: Meta, later: Tensor, batch: Batch) -> tuple[Tensor, Any]:
             with padding_scope(batch.weight), running_statistics.training_scope() as scope:
                 logits = linear(network[HEAD], learner.features(network["params"], batch.x))
-            teacher = released(network, meta[TEACHER])
-            with noise_from(None), padding_scope(batch.weight):  # tested, not trained
+            teacher = unfreeze_leaves(network, meta[TEACHER])
+            with noise_from(None), padding_scope(batch.weight):  # in evaluation mode
                 target = linear(teacher[HEAD], learner.features(teacher["params"], batch.x))
-            labels = loss_of(logits, *batch[1:])
-            both = self.alpha * labels + (1 - self.alpha) * self._distance(logits, target, batch)
-            found = metrics(spec, logits, *batch[1:])
-            return torch.where(later, both, labels), (found, stats_delta(scope, network))
+            label_loss = loss_of(logits, *batch[1:])
+            distance = self._distance(logits, target, batch)
+            combined = self.alpha * label_loss + (1 - self.alpha) * distance
+            value = torch.where(later, combined, label_loss)
+            return value, (metrics(spec, logits, *batch[1:]), stats_delta(scope, network))
 
         def gradient(meta: Meta, batch: Batch, later: Tensor) -> tuple[Grads, Metrics]:
             network, batch = {name: meta[name] for name in NETWORK}, zero_padding(batch)
             differentiate = torch.func.grad(loss, has_aux=True)
-            grads, (found, movement) = differentiate(network, meta, later, batch)
-            still = {name: tree_map(torch.zeros_like, meta[name]) for name in (FRESH, TEACHER)}
-            return {**add_stats_delta(grads, movement), **still}, found
+            grads, (batch_metrics, delta) = differentiate(network, meta, later, batch)
+            zero_grads = {name: tree_map(torch.zeros_like, meta[name]) for name in (FRESH, TEACHER)}
+            return {**add_stats_delta(grads, delta), **zero_grads}, batch_metrics
 
         return gradient
 
     def _distance(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
-        """Mean of T^2 KL(p_teacher, p) over examples: []."""
+        """Return the mean of T^2 KL(p_teacher, p) over examples: []."""
         p, q = ((x / self.temperature).log_softmax(-1) for x in (logits, target))
-        each = self.temperature**2 * (q.exp() * (q - p)).sum(-1)
-        return each.mean() if batch.weight is None else weighted_mean(each, batch.weight)
+        divergence = self.temperature**2 * (q.exp() * (q - p)).sum(-1)
+        if batch.weight is None:
+            return divergence.mean()
+        return weighted_mean(divergence, batch.weight)
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     return (weight * x).sum() / weight.sum()
 
 
-def held(network: Meta) -> Any:
-    """A network's leaves under names that no rule moves."""
+def freeze_leaves(network: Meta) -> Any:
+    """Return the leaves of a network under names that no rule updates."""
     return {STATS + name: value for name, value in named_leaves(network).items()}
 
 
-def released(like: Meta, leaves: Any) -> Any:
-    """The network [as `like`] of `held` leaves."""
+def unfreeze_leaves(like: Meta, leaves: Any) -> Any:
+    """Return the network with the structure of `like` from the result of `freeze_leaves`."""
     return from_named(like, {name: leaves[STATS + name] for name in named_leaves(like)})

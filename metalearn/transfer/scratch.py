@@ -1,4 +1,4 @@
-"""Training from scratch on the support set alone: what every up-front cost has to beat."""
+"""Training from scratch on the support set: the baseline without up-front cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metalearn.inner.method import StepIndices, make_learn_functions, make_trait
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_random_start
 from metalearn.inner.rules import Rule
-from metalearn.transfer.pretrain import RULE, rule_of_task
+from metalearn.transfer.pretrain import RULE, build_inner_rule
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params
 
 
@@ -50,10 +50,10 @@ class Scratch(MethodComponent):
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` changes nothing here."""
+        """Build the method for tasks of `spec`; `meta_steps` has no effect."""
         del meta_steps
         require_random_start(self.name, learner)
-        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        rule = build_inner_rule(self.inner, self.inner_lr, self.inner_momentum)
         loss = support_loss(learner, spec)
 
         def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:

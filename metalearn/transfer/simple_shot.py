@@ -1,4 +1,4 @@
-"""SimpleShot (Wang et al. 2019, arXiv:1911.04623): centred features of length 1, nearest means."""
+"""SimpleShot (Wang et al. 2019, arXiv:1911.04623): nearest class mean of centred unit features."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class SimpleShot(MethodComponent):
     ('adapt', 'predict')
     """
 
-    # Departure: m is a running average over the batches of the pretraining, which needs no second
-    # pass over the training examples; it follows the features as running statistics do.
+    # Departure: m is a running average over the batches of pretraining, which needs no second
+    # pass over the training examples; it is updated like running statistics.
     family: ClassVar[str] = "transfer"
     name: Literal["simple_shot"] = option("simple_shot", "The method.")
     momentum: float = option(
@@ -50,7 +50,7 @@ class SimpleShot(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; refuses regression."""
+        """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
         gradient, outer = example_gradient(learner, spec, LINEAR), self.outer.build(meta_steps)
 
@@ -58,7 +58,7 @@ class SimpleShot(MethodComponent):
             z = learner.features(meta["params"], x, context=context)
             return unit(z - meta[CENTRE][MEAN])
 
-        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, step_indices: StepIndices, key: Key) -> list[Tensor]:
             return [class_means(embed(meta, support.x), support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ class SimpleShot(MethodComponent):
 
         def gradient_and_mean(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
             batch = zero_padding(batch)
-            rest = {name: part for name, part in meta.items() if name != CENTRE}
-            grads, found = gradient(rest, batch)
+            pretrain_meta = {name: part for name, part in meta.items() if name != CENTRE}
+            grads, batch_metrics = gradient(pretrain_meta, batch)
             with padding_scope(batch.weight):
                 z = learner.features(meta["params"], batch.x)
             mean = z.mean(0) if batch.weight is None else weighted_moments(z, batch.weight)[0]
-            old = meta[CENTRE][MEAN]  # the update subtracts, as it does of running statistics
-            return {**grads, CENTRE: {MEAN: self.momentum * (old - mean)}}, found
+            old = meta[CENTRE][MEAN]  # the update subtracts, as for running statistics
+            return {**grads, CENTRE: {MEAN: self.momentum * (old - mean)}}, batch_metrics
 
         def init(key: Key) -> Any:
             meta = start_meta(learner, spec, LINEAR, key)
@@ -82,6 +82,6 @@ class SimpleShot(MethodComponent):
         learning = make_learn_functions(fit, predict, uses_steps=False)
         method = pretrained(learner, spec, outer, learning, uses_steps=False)
         update = make_update(outer)
-        noisy = learner.draws_noise
-        step = make_step_on_examples(gradient_and_mean, update, spec, draws_noise=noisy)
+        draws_noise = learner.draws_noise
+        step = make_step_on_examples(gradient_and_mean, update, spec, draws_noise=draws_noise)
         return method._replace(init=init, step=step)

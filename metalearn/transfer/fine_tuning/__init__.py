@@ -1,1 +1,1 @@
-"""Fine-tuning of a new task by any rule, and by several step sizes side by side."""
+"""Fine-tuning of a new task with any rule, and with several step sizes in parallel."""

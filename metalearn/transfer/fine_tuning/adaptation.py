@@ -1,4 +1,4 @@
-"""How a new task is learned by steps, apart from the rule that makes them."""
+"""How a new task is learned in steps, independent of the update rule."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ from metalearn.types import Batch, Key, Meta, Params, UpdateRule
 
 
 class Problem(NamedTuple):
-    """What the steps of one task move, from where, and what they learn from."""
+    """The adapted parameters of one task, its fixed parameters and its training examples."""
 
     params: Params  # at step 0
     fixed: Params
-    batch: Batch  # the support set, changed copies of it, or their features
+    batch: Batch  # the support set, augmented copies of it, or their features
 
 
 class Adaptation(NamedTuple):
-    """The loss that steps descend, their start, and predictions after them."""
+    """The inner loss, the initial problem of a task, and the predictions after the steps."""
 
     loss: Loss
     start: Callable[[Meta, Batch, Key], Problem]
     predict: PredictFn
     features: FeaturesFn | None = None
 
-    def points(self, problem: Problem, rule: UpdateRule, points: StepIndices) -> list[Params]:
-        """The parameters that steps of `rule` move, at each of `points`."""
+    def params_at(
+        self, problem: Problem, rule: UpdateRule, step_indices: StepIndices
+    ) -> list[Params]:
+        """Return the adapted parameters at each of `step_indices`, by steps of `rule`."""
         path = adapt(
             self.loss,
             problem.params,
             rule,
             problem.batch,
-            points[-1],
-            keep=points,
+            step_indices[-1],
+            keep=step_indices,
             fixed=problem.fixed,
         )
         return path.points
 
     def by_rule(self, rule: UpdateRule) -> LearnFunctions:
-        """Learning of a task by `rule`."""
+        """Return the learn functions of a task with `rule`."""
 
-        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             problem = self.start(meta, support, key)
-            return [{**problem.fixed, **point} for point in self.points(problem, rule, points)]
+            return [{**problem.fixed, **params} for params in self.params_at(problem, rule, steps)]
 
         return make_learn_functions(adapt_task, self.predict, features=self.features)

@@ -18,7 +18,7 @@ from metalearn.transfer.fine_tuning.grid import FineTuneGrid
 from metalearn.tree import vmap
 from metalearn.types import Batch, EpisodeSpec, Key, Meta, Params
 
-# (meta, support set, points, key) -> held-out losses [P, R], number of held-out examples []
+# (meta, support set, step indices, key) -> held-out losses [P, R], number of held-out examples []
 HeldOut = Callable[[Meta, Batch, StepIndices, Key], tuple[Tensor, Tensor]]
 
 
@@ -56,20 +56,20 @@ class FineTuneCrossValidated(FineTuneGrid):
             hint = "on the others: use at least 2, or fine_tune_ensemble, which holds out none"
             raise ConfigError(("task.shots", f"{text} {hint}"))
         losses = self._held_out(adaptation, spec)
-        distance = [abs(body - 1) + abs(head - 1) for body, head in self.grid]
-        usual = distance.index(min(distance))
+        distances = [abs(body - 1) + abs(head - 1) for body, head in self.grid]
+        default = distances.index(min(distances))
 
-        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Params]:
-            loss, held = losses(meta, support, points, key)
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
+            loss, num_held_out = losses(meta, support, steps, key)
             best = torch.where(loss.isnan(), torch.inf, loss).argmin(-1)  # [P]
-            best = torch.where(held > 0, best, usual)
+            best = torch.where(num_held_out > 0, best, default)
             problem = adaptation.start(meta, support, key)
-            paths = self.paths(adaptation, problem, points)
+            paths = self.paths(adaptation, problem, steps)
             chosen = [
-                {name: leaf.index_select(0, at).squeeze(0) for name, leaf in point.items()}
-                for point, at in zip(paths, best.split(1), strict=True)
+                {name: leaf.index_select(0, index).squeeze(0) for name, leaf in params.items()}
+                for params, index in zip(paths, best.split(1), strict=True)
             ]
-            return [{**problem.fixed, **point} for point in chosen]
+            return [{**problem.fixed, **params} for params in chosen]
 
         loops = (min(self.folds, spec.shots) + 1) * len(self.grid)
         return make_learn_functions(
@@ -77,40 +77,40 @@ class FineTuneCrossValidated(FineTuneGrid):
         )
 
     def _held_out(self, adaptation: Adaptation, spec: EpisodeSpec) -> HeldOut:
-        """The losses of all paths on held-out shots."""
+        """Return the function of the losses of all paths on held-out shots."""
         loss_of = criterion(spec)
         predict = predict_with_weights(adaptation.predict, adaptation.features)
 
         def losses(
-            meta: Meta, support: Batch, points: StepIndices, key: Key
+            meta: Meta, support: Batch, steps: StepIndices, key: Key
         ) -> tuple[Tensor, Tensor]:
-            def fold(weight: Tensor, held: Tensor) -> Tensor:
-                """[R, P], summed over examples."""
-                part = support._replace(weight=weight)
+            def fold(weight: Tensor, held_out: Tensor) -> Tensor:
+                """Return the losses [R, P] of a fold, summed over its held-out examples."""
+                fold_support = support._replace(weight=weight)
                 with padding_scope(weight):
-                    problem = adaptation.start(meta, part, key)
-                    # A start for each fold, so that the first step costs what all others do.
-                    own = {n: leaf + 0 * weight.sum() for n, leaf in problem.params.items()}
-                    paths = self.paths(adaptation, problem._replace(params=own), points)
+                    problem = adaptation.start(meta, fold_support, key)
+                    # A separate start for each fold, so that all steps have equal cost.
+                    start = {n: leaf + 0 * weight.sum() for n, leaf in problem.params.items()}
+                    paths = self.paths(adaptation, problem._replace(params=start), steps)
 
-                def summed(path: list[Params]) -> Tensor:
-                    items = [{**problem.fixed, **point} for point in path]
-                    found = predict(meta, items, part, support.x, held)
-                    means = torch.stack([loss_of(one, support.y, held) for one in found])
-                    return torch.where(held.sum() > 0, held.sum() * means, 0)
+                def sum_losses(path: list[Params]) -> Tensor:
+                    adapted = [{**problem.fixed, **params} for params in path]
+                    predictions = predict(meta, adapted, fold_support, support.x, held_out)
+                    means = torch.stack([loss_of(p, support.y, held_out) for p in predictions])
+                    return torch.where(held_out.sum() > 0, held_out.sum() * means, 0)
 
-                total: Tensor = vmap(summed)(paths)
+                total: Tensor = vmap(sum_losses)(paths)
                 return total
 
             shots = max(len(support.y) // spec.ways, 2)
-            weights, held = folds_of(support, min(self.folds, shots), spec)
-            return vmap(fold)(weights, held).sum(0).T, held.sum()
+            weights, held_out = split_folds(support, min(self.folds, shots), spec)
+            return vmap(fold)(weights, held_out).sum(0).T, held_out.sum()
 
         return losses
 
 
-def folds_of(support: Batch, count: int, spec: EpisodeSpec) -> tuple[Tensor, Tensor]:
-    """Weights [F, B] of the examples that each of `count` folds learns from, and holds out.
+def split_folds(support: Batch, count: int, spec: EpisodeSpec) -> tuple[Tensor, Tensor]:
+    """Return weights [F, B] of the training and of the held-out examples of `count` folds.
 
     Example n of its class, from 0, is held out in fold n mod F, if its class has two; in regression
     all examples are of one class."""
@@ -119,7 +119,7 @@ def folds_of(support: Batch, count: int, spec: EpisodeSpec) -> tuple[Tensor, Ten
     classes = spec.classification and y.dim() == 1
     labels = y if classes else torch.zeros(len(y), dtype=torch.int64, device=y.device)
     same = (labels.unsqueeze(1) == labels) & (weight > 0)  # [B, B]
-    number, total = same.tril(-1).sum(1), same.sum(1)
+    index_in_class, total = same.tril(-1).sum(1), same.sum(1)
     fold = torch.arange(count, device=y.device).unsqueeze(1)
-    held = (number % count == fold) & (total > 1)  # [F, B]
-    return torch.where(held, 0, weight), torch.where(held, weight, 0)
+    held_out = (index_in_class % count == fold) & (total > 1)  # [F, B]
+    return torch.where(held_out, 0, weight), torch.where(held_out, weight, 0)

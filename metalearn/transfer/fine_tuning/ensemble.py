@@ -1,4 +1,4 @@
-"""An ensemble over step sizes in the place of a choice (FewTrans, Luo et al. 2026)."""
+"""An ensemble over step sizes instead of a choice (FewTrans, Luo et al. 2026)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Meta, Params
 
 
 class Members(NamedTuple):
-    """What the members of an ensemble have learned."""
+    """The parameters of the members of an ensemble."""
 
     fixed: Params
     moved: Params  # leaves [R, ...]
@@ -38,28 +38,28 @@ class FineTuneEnsemble(FineTuneGrid):
     ('adapt', 'predict')
     """
 
-    # Departures: the authors' code takes a vote of the members, and steps on minibatches. Theirs
-    # are 3 step sizes of the body times 3 of the head, each a factor of 5 from the next; with
-    # `head_lr_factors` these are ours.
+    # Departures: the authors' code uses a vote of the members, and steps on minibatches. They
+    # combine 3 step sizes of the body with 3 of the head, a factor of 5 apart: the same as ours
+    # with `head_lr_factors`.
     name: Literal["fine_tune_ensemble"] = option(  # type: ignore[assignment]
         "fine_tune_ensemble", "The method."
     )
 
     def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
-        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Members]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Members]:
             problem = adaptation.start(meta, support, key)
-            found = self.paths(adaptation, problem, points)
-            return [Members(problem.fixed, moved) for moved in found]
+            paths = self.paths(adaptation, problem, steps)
+            return [Members(problem.fixed, adapted) for adapted in paths]
 
         def predict(meta: Meta, members: Any, support: Batch, query_x: Tensor) -> Tensor:
             class_mask = class_mask_of(support, spec.outputs)
 
-            def one(moved: Params) -> Tensor:
-                params = {**members.fixed, **moved}
+            def predict_member(adapted: Params) -> Tensor:
+                params = {**members.fixed, **adapted}
                 logits = adaptation.predict(meta, params, support, query_x)
                 return mask_absent_classes(logits, class_mask)
 
-            return mean_prediction(vmap(one)(members.moved), spec.classification)
+            return mean_prediction(vmap(predict_member)(members.moved), spec.classification)
 
         return make_learn_functions(
             adapt_task, predict, features=adaptation.features, paths=len(self.grid)

@@ -1,4 +1,4 @@
-"""Options of methods that fine-tune with several step sizes side by side, from one start."""
+"""Options of methods that fine-tune with several step sizes in parallel, from one start."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class FineTuneGrid(FineTune):
     @model_validator(mode="after")
     def _check_factors(self) -> FineTuneGrid:
         for name in ("lr_factors", "head_lr_factors"):
-            given = getattr(self, name) or ()
-            if len(set(given)) < len(given):
-                raise ValueError(f"{name} must be different (got {list(given)})")
+            factors = getattr(self, name) or ()
+            if len(set(factors)) < len(factors):
+                raise ValueError(f"{name} must be different (got {list(factors)})")
         if self.adapts == "head" and self.head_lr_factors is not None:
             raise ValueError(
                 "with adapts: head, lr_factors apply to the head: omit head_lr_factors"
@@ -49,38 +49,40 @@ class FineTuneGrid(FineTune):
         return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        if self.head_lr_factors is not None and not self.moves(learner)(WEIGHT):
+        if self.head_lr_factors is not None and not self.parameter_filter(learner)(WEIGHT):
             text = "are set, but adapts does not include the head: omit one of the two"
             raise ConfigError(("method.head_lr_factors", text))
         return super().build(learner, spec, meta_steps)
 
     @property
     def grid(self) -> list[tuple[float, float]]:
-        """Factors of each path: on the step size of the body, and of the head."""
+        """Return the factors of each path: for the step size of the body and of the head."""
         if self.head_lr_factors is None:
             return [(factor, factor) for factor in self.lr_factors]
         return list(product(self.lr_factors, self.head_lr_factors))
 
     def paths(self, adaptation: Adaptation, problem: Problem, points: StepIndices) -> list[Params]:
-        """What steps move, at each of `points`, leaves [R, ...]: a path for each of `grid`."""
+        """Return the adapted parameters of all paths of `grid` at each of `step_indices`.
+
+        The leaves have shape [R, ...]."""
         rule, grid = self.rule(), self.grid
 
         def path(params: Params, factors: Tensor) -> list[Params]:
             body, head = factors.unbind()
-            scaled = times(rule, lambda name: head if is_head(name) else body)
-            return adaptation.points(problem._replace(params=params), scaled, points)
+            scaled = scale_updates(rule, lambda name: head if is_head(name) else body)
+            return adaptation.params_at(problem._replace(params=params), scaled, points)
 
         like = next(iter(problem.params.values()))
         factors = torch.tensor(grid, dtype=like.dtype, device=like.device)  # [R, 2]
-        # A start for each path, so that the first step is computed for each, as all others are: the
-        # account takes their costs for equal.
+        # A separate start for each path, so that its first step is computed, too: the cost model
+        # assumes that all steps have equal cost.
         params = tree_map(lambda leaf: leaf.expand(len(grid), *leaf.shape), problem.params)
-        found: list[Params] = vmap(path)(params, factors)
-        return found
+        path_params: list[Params] = vmap(path)(params, factors)
+        return path_params
 
 
-def times(rule: UpdateRule, factor: Callable[[str], Tensor]) -> UpdateRule:
-    """`rule` with its updates of flat parameters times `factor(name)`, as by another step size."""
+def scale_updates(rule: UpdateRule, factor: Callable[[str], Tensor]) -> UpdateRule:
+    """Return `rule` with updates of flat parameters scaled by `factor(name)`, as a step size is."""
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         updates, state = rule.update(grads, state, params, loss)
