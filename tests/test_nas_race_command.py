@@ -132,5 +132,5 @@ def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     found = race_program.race(options)
     assert found["curves"][0]["regret"][-1] == 0
     assert figures.drawing(found).startswith("<?xml")
-    assert set(figures.LOOK) == set(race_program.BY_TABLE)
+    assert set(figures.STYLES) == set(race_program.BY_TABLE)
     assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))
