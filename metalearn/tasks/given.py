@@ -22,8 +22,6 @@ from metalearn.types import Batch, TaskSource
 class Given(TaskComponent):
     """User-supplied task sources: one per split, a function of the split, or one for all splits.
 
-
-
     `Given({"train": a, "valid": b, "test": c})`. A stored run holds their name and a hash of their
     first tasks: to use the run in another process, give the same sources again.
 

@@ -12,8 +12,9 @@ from metalearn.tasks import images
 from metalearn.tasks.prepared import cifar100
 from metalearn.tasks.prepared.splits import published
 
-REPEATS = "What to do with training and validation images that a later split contains pixel "
-"by pixel."
+REPEATS = (
+    "What to do with training and validation images that a later split contains pixel by pixel."
+)
 
 
 class _Cifar(images.ImageTask):
