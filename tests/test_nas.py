@@ -17,7 +17,7 @@ from metalearn.inner.rules import momentum
 from metalearn.losses import cross_entropy, squared_error
 from metalearn.models import Conv4
 from metalearn.nas import Conv4Micro, Conv4Size, MLPReg, NB201Conv4
-from metalearn.nas.spaces.cells import NONE, OPS, edges_of, representatives
+from metalearn.nas.spaces.cells import NONE, OPS, cell_edges, representatives
 from metalearn.nas.spaces.conv4_size import WIDTHS
 from metalearn.nas.spaces.ops import avg3, layer_norm
 from metalearn.nas.spaces.space import (
@@ -97,7 +97,7 @@ def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
         nodes = {0: "0"}
         for target in range(1, 4):
             parts = []
-            for op, (source, end) in zip(genotype, edges_of(4)):
+            for op, (source, end) in zip(genotype, cell_edges(4)):
                 if end == target:
                     dead = OPS[op] == "none" or nodes[source] == "#"
                     parts.append(
@@ -114,7 +114,7 @@ def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
 
 def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[float, ...]:
     """Outputs of a cell of scalars, for every assignment of weights to its convolutions."""
-    edges = edges_of(nodes)
+    edges = cell_edges(nodes)
     orders = np.array(list(itertools.permutations(range(len(edges)))))
     slope = np.array([0.9, 1.3, 0.7, 1.1, 0.8, 1.7])[: len(edges)]
     shift = np.array([0.1, 0.5, 0.3, -0.2, 0.7, -0.4])[: len(edges)]

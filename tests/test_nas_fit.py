@@ -17,7 +17,15 @@ from metalearn.inner.rules import sgd
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP
 from metalearn.nas import Conv4Micro, PerTaskNAS, RandomSearch
-from metalearn.nas.fit import Folds, chunks, divide, halves, lanes_of, losses_of, mean_and_error
+from metalearn.nas.fit import (
+    Folds,
+    chunks,
+    count_lanes,
+    divide,
+    halves,
+    make_losses,
+    mean_and_error,
+)
 from metalearn.nas.spaces.space import shuffled
 from metalearn.rng import fold_in
 from metalearn.tree import take, vmap
@@ -35,8 +43,8 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
     folds: Folds = vmap(lambda s, k: divide(source.spec, s, k, 5, 2))(episode.support, keys)
     one, two, three = itertools.islice(shuffled(space, fold_in(0, "some")), 3)
     jobs = [(0, one, 2), (1, two, 2), (2, one, 2), (0, three, 1), (1, one, 2), (0, two, 1)]
-    bucket = losses_of(space, rule, "bucket")(jobs, folds, NullLedger())
-    masks = losses_of(space, rule, "masks")(jobs, folds, NullLedger())
+    bucket = make_losses(space, rule, "bucket")(jobs, folds, NullLedger())
+    masks = make_losses(space, rule, "masks")(jobs, folds, NullLedger())
     for (task, genotype, steps), found, other in zip(jobs, bucket, masks):
         learner = space.learner(genotype)
         for lane in range(2):
@@ -93,7 +101,7 @@ def test_folds_hold_out_every_shot_once_and_classes_evenly(
     shots: int, folds: int, lanes: int
 ) -> None:
     spec = image_spec(shots)
-    assert lanes_of(spec, folds, repeats=3) == (lanes, shots > 1)
+    assert count_lanes(spec, folds, repeats=3) == (lanes, shots > 1)
     y = (
         torch.arange(3 * shots)[
             torch.randperm(3 * shots, generator=torch.Generator().manual_seed(0))
@@ -105,10 +113,10 @@ def test_folds_hold_out_every_shot_once_and_classes_evenly(
     assert made.keys.shape == (lanes,) and len(set(made.keys.tolist())) == lanes
     if shots == 1:
         assert torch.equal(made.train.x, support.x.expand(3, *support.x.shape))
-        assert torch.equal(made.held.y[1], y)
+        assert torch.equal(made.held_out.y[1], y)
         return
     seen = []
-    for train, held in zip(made.train.x.flatten(1).tolist(), made.held.x.flatten(1).tolist()):
+    for train, held in zip(made.train.x.flatten(1).tolist(), made.held_out.x.flatten(1).tolist()):
         assert sorted(train + held) == list(range(3 * shots))
         seen += held
         for part in (train, held):

@@ -29,7 +29,7 @@ class Architecture(ModelComponent):
     norm: Policy = option("query_batch", "Normalisation policy.")
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """A learner for tasks of `spec`; ConfigError for a genotype that is not of the space."""
+        """Return a learner for tasks of `spec`; ConfigError for a genotype not of the space."""
         space = self.space.build(spec, self.norm)
         try:
             return space.learner(space.default if self.genotype is None else self.genotype)

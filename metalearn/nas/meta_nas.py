@@ -53,8 +53,8 @@ from metalearn.types import (
     Updates,
 )
 
-ARCH = "arch."  # prefix of the architecture's leaves where `adapt` gets them with the weights
-Gate = Callable[[int], Any]  # inner step -> 1 where the architecture moves, 0 where it is fixed
+ARCH = "arch."  # prefix of the architecture's leaves when `adapt` gets them with the weights
+Gate = Callable[[int], Any]  # inner step -> 1 if the architecture is updated, 0 if it is fixed
 # (initial w and a, support, steps, points, temperature, gate) -> path of one task
 LearnTask = Callable[[Params, Batch, int, Sequence[int], float | Tensor, Gate], Path]
 
@@ -152,11 +152,11 @@ class MetaNAS(MethodComponent):
         )
 
     def _learn_task(self, space: Space) -> LearnTask:
-        shared, loss_of = self.split == "shared", criterion(space.spec)
+        shared, loss_fn = self.split == "shared", criterion(space.spec)
         rule = two_rules(adam(self.inner_lr, beta1=0.0), adam(self.arch_lr, beta1=0.0))
 
         def loss_on(params: Params, batch: Batch, context: Tensor | None = None) -> Tensor:
-            return loss_of(space.supernet.apply(params, batch.x, context=context), batch.y)
+            return loss_fn(space.supernet.apply(params, batch.x, context=context), batch.y)
 
         def run(
             start: Params,
@@ -166,7 +166,7 @@ class MetaNAS(MethodComponent):
             temperature: float | Tensor,
             gate: Gate,
         ) -> Path:
-            train, held = (support, support) if shared else halves(space.spec, support)
+            train, held_out = (support, support) if shared else halves(space.spec, support)
 
             def loss(joint: Params, batch: Batch, step: int) -> Tensor:
                 arch, weights = split_arch(joint)
@@ -177,8 +177,9 @@ class MetaNAS(MethodComponent):
                 masks = softmax_masks(gated, temperature)
                 if shared:  # one loss for both gradients
                     return loss_on({**weights, **masks}, batch)
-                for_weights = loss_on({**weights, **detach(masks)}, batch)
-                return for_weights + loss_on({**detach(weights), **masks}, held, context=batch.x)
+                weight_loss = loss_on({**weights, **detach(masks)}, batch)
+                arch_params = {**detach(weights), **masks}
+                return weight_loss + loss_on(arch_params, held_out, context=batch.x)
 
             return adapt(loss, start, rule, train, steps, keep=keep)
 
@@ -189,16 +190,18 @@ class MetaNAS(MethodComponent):
     ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
         run, steps, total = self._learn_task(space), self.inner_steps, meta_steps or 1
         first = self.warm_up * total if meta_steps else 0.0
-        share = 1.0 if self.split == "shared" else 0.5  # the loss of two halves is a sum of means
+        factor = 1.0 if self.split == "shared" else 0.5  # the loss of two halves is a sum of means
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
             require_no_padding(self.name, space.spec, episode.support)
             step = episode.info["step"]
             past = (step / total).clamp(max=1)
             heat = self.temperature + (self.last_temperature - self.temperature) * past
-            moves = (step >= first).to(heat.dtype)
+            active = (step >= first).to(heat.dtype)
             with training_scope():
-                path = run(join_arch(meta), episode.support, steps, (steps,), heat, lambda _: moves)
+                path = run(
+                    join_arch(meta), episode.support, steps, (steps,), heat, lambda _: active
+                )
             arch, weights = split_arch(path.points[-1])
             grads = {
                 "params": sub(meta["params"], weights),
@@ -206,7 +209,7 @@ class MetaNAS(MethodComponent):
             }
             params = {**meta["params"], **softmax_masks(meta["arch"], heat)}
             add_stats_delta(grads, stats_delta_of_pass(space.supernet, params, episode.support))
-            return grads, {"support_loss": share * path.losses.mean().detach()}
+            return grads, {"support_loss": factor * path.losses.mean().detach()}
 
         return task_grad
 
@@ -225,38 +228,38 @@ class MetaNAS(MethodComponent):
             ledger = NullLedger() if ledger is None else ledger
             train = OverTasks(self._adapt_one(space), points, meta)
             counts = {"gradient_steps": points[-1] * tasks, "tasks": tasks}
-            items, moved, genotype = ledger.run("adapt", train, support, **counts)
+            adapted, arch_distance, genotype = ledger.run("adapt", train, support, **counts)
             predict = self._predict_one(space)
 
-            def answer(meta: Meta, items: list[Params], support: Batch, query_x: Tensor) -> Tensor:
-                return torch.stack([predict(meta, joint, support, query_x) for joint in items])
+            def answer(meta: Meta, points: list[Params], support: Batch, query_x: Tensor) -> Tensor:
+                return torch.stack([predict(meta, joint, support, query_x) for joint in points])
 
             answers = OverTasks(lambda _: answer, (0,), meta)
-            outputs = ledger.run("predict", answers, items, support, query_x, tasks=tasks)
-            return Learned(outputs, {"arch_moved": moved, "genotype": genotype})
+            outputs = ledger.run("predict", answers, adapted, support, query_x, tasks=tasks)
+            return Learned(outputs, {"arch_moved": arch_distance, "genotype": genotype})
 
         return learn
 
     def _adapt_one(self, space: Space) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
-        """points -> (meta, support) -> (points of w and a, how far a moved, strongest choices)."""
+        """Return points -> (meta, support) -> (w and a at the points, |a - meta a|, choices)."""
         run, temperature = self._learn_task(space), self.last_temperature
 
         def gate(step: int) -> float:
             return 1.0 if step < self.arch_steps else 0.0
 
         def adapt_to(points: tuple[int, ...]) -> Callable[..., Any]:
-            def one(meta: Meta, support: Batch) -> tuple[list[Params], Tensor, Tensor]:
+            def adapt_one(meta: Meta, support: Batch) -> tuple[list[Params], Tensor, Tensor]:
                 path = run(join_arch(meta), support, points[-1], points, temperature, gate)
                 arch = split_arch(path.points[-1])[0]
                 strongest = torch.stack([arch[place.name].argmax() for place in space.places])
                 return path.points, norm(sub(arch, meta["arch"])), strongest
 
-            return one
+            return adapt_one
 
         return adapt_to
 
     def _predict_one(self, space: Space) -> Callable[..., Tensor]:
-        """(meta, w and a, support, query_x [M, *X]) -> [M, C]."""
+        """Return (meta, w and a, support, query_x [M, *X]) -> [M, C]."""
 
         def predict(meta: Meta, adapted: Params, support: Batch, query_x: Tensor) -> Tensor:
             del meta
@@ -268,30 +271,30 @@ class MetaNAS(MethodComponent):
 
 
 def join_arch(meta: Meta) -> Params:
-    """Weights and architecture in one flat dict."""
+    """Return weights and architecture in one flat dict."""
     return {**meta["params"], **{ARCH + name: value for name, value in meta["arch"].items()}}
 
 
 def split_arch(joint: Params) -> tuple[Arch, Params]:
-    """(architecture, weights) of such a dict."""
+    """Return (architecture, weights) of a dict of `join_arch`."""
     arch, weights = partition(joint, lambda name: name.startswith(ARCH))
     return {name.removeprefix(ARCH): value for name, value in arch.items()}, weights
 
 
 def two_rules(weights: UpdateRule, arch: UpdateRule) -> UpdateRule:
-    """One rule for the weights, another for the architecture's leaves."""
+    """Return a rule that applies `weights` to the weights and `arch` to the architecture."""
 
     def split(tree: Any) -> tuple[Any, Any]:
         return partition(tree, lambda name: not name.startswith(ARCH))
 
     def init(params: Any) -> State:
-        one, other = split(params)
-        return {"weights": weights.init(one), "arch": arch.init(other)}
+        weight_params, arch_params = split(params)
+        return {"weights": weights.init(weight_params), "arch": arch.init(arch_params)}
 
     def update(grads: Grads, state: State, params: Any, loss: Tensor) -> tuple[Updates, State]:
         (g, h), (p, q) = split(grads), split(params)
-        one, first = weights.update(g, state["weights"], p, loss)
-        other, second = arch.update(h, state["arch"], q, loss)
-        return {**one, **other}, {"weights": first, "arch": second}
+        weight_updates, first = weights.update(g, state["weights"], p, loss)
+        arch_updates, second = arch.update(h, state["arch"], q, loss)
+        return {**weight_updates, **arch_updates}, {"weights": first, "arch": second}
 
     return UpdateRule(init, update)

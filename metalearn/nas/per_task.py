@@ -21,13 +21,13 @@ from metalearn.nas.fit import (
     Folds,
     check_shots,
     chunks,
+    count_lanes,
     divide,
-    lanes_of,
-    losses_of,
+    make_losses,
     mean_and_error,
 )
 from metalearn.nas.searchers import SearcherChoice
-from metalearn.nas.searchers.random_search import RandomSearch, controls_of
+from metalearn.nas.searchers.random_search import RandomSearch, control_methods
 from metalearn.nas.searchers.search import Data, Request, Score, Trial, choose, run_searches
 from metalearn.nas.selection import candidates_on_queries
 from metalearn.nas.spaces import SpaceChoice
@@ -140,14 +140,14 @@ class PerTaskNAS(MethodComponent):
 
     @property
     def controls(self) -> dict[str, tuple[str, MethodComponent]]:
-        return controls_of(self, self.candidates)
+        return control_methods(self, self.candidates)
 
     def selection(
         self, method: Method, notes: dict[str, Tensor], tasks: FirstTasks, steps: int
     ) -> dict[str, Any] | None:
         spec, policy = method.spec, cast(Any, method.traits.normalisation)
         train = Winners(self.space.build(spec, policy), self.inner_rule())
-        one_unit = lanes_of(spec, self.folds, self.repeats)[1]
+        one_unit = count_lanes(spec, self.folds, self.repeats)[1]
         return candidates_on_queries(train, spec, notes, tasks, steps, one_unit=one_unit)
 
     def inner_rule(self) -> UpdateRule:
@@ -184,20 +184,20 @@ class PerTaskNAS(MethodComponent):
         return learn
 
 
-Found = tuple[list[list[Trial]], list[Trial]]
+SearchResult = tuple[list[list[Trial]], list[Trial]]
 
 
-def make_search(options: PerTaskNAS, space: Space) -> Callable[..., Found]:
-    """(support [T, ...], keys [T], ledger) -> (trials, winner) of each task.
+def make_search(options: PerTaskNAS, space: Space) -> Callable[..., SearchResult]:
+    """Return (support [T, ...], keys [T], ledger) -> (trials, winner) of each task.
 
     Candidates of all tasks that are asked for at the same time are trained together."""
     spec, searcher = space.spec, options.searcher.build(space)
-    measure = losses_of(space, options.inner_rule(), options.batching)
+    measure = make_losses(space, options.inner_rule(), options.batching)
     divide_tasks = vmap(
         lambda support, key: divide(spec, support, key, options.folds, options.repeats)
     )
 
-    def run(support: Batch, keys: Key, ledger: Ledger) -> Found:
+    def run(support: Batch, keys: Key, ledger: Ledger) -> SearchResult:
         folds: Folds = divide_tasks(support, fold_in(keys, "folds"))
 
         def evaluate(requests: Sequence[Request]) -> list[Score]:
@@ -205,15 +205,15 @@ def make_search(options: PerTaskNAS, space: Space) -> Callable[..., Found]:
                 (task, genotype, max(1, round(share * options.search_steps)))
                 for task, genotype, share in requests
             ]
-            found = [mean_and_error(losses) for losses in measure(jobs, folds, ledger)]
-            return [Score(-mean, error) for mean, error in found]
+            statistics = [mean_and_error(losses) for losses in measure(jobs, folds, ledger)]
+            return [Score(-mean, error) for mean, error in statistics]
 
         searches = [
             searcher(key, options.candidates, Data(take(folds, task), ledger))
             for task, key in enumerate(fold_in(keys, "searcher"))
         ]
         trials = run_searches(searches, evaluate, options.candidates)
-        return trials, [choose(space, one, options.standard_errors) for one in trials]
+        return trials, [choose(space, tried, options.standard_errors) for tried in trials]
 
     return run
 
@@ -234,20 +234,21 @@ class Winners:
         keys: Key,
         ledger: Ledger,
     ) -> Tensor:
-        """Outputs [T, P, M, C] of task t's network `chosen[t]` on query_x [T, M, *X]."""
-        found: dict[int, Tensor] = {}
+        """Return outputs [T, P, M, C] of each task's network `chosen[t]` on query_x [T, M, *X]."""
+        outputs: dict[int, Tensor] = {}
         for genotype in dict.fromkeys(chosen):
-            tasks = [task for task, other in enumerate(chosen) if other == genotype]
+            tasks = [task for task, candidate in enumerate(chosen) if candidate == genotype]
             train, predict = self._functions(genotype, points)
-            for piece in chunks(len(tasks), support.x.device.type):
-                lanes = tasks[piece]
+            for chunk in chunks(len(tasks), support.x.device.type):
+                lanes = tasks[chunk]
                 data, x, key = take(support, lanes), query_x[lanes], keys[lanes]
                 steps, count = len(lanes) * points[-1], {"tasks": len(lanes)}
                 # The labels were counted by the search.
                 counts = {"gradient_steps": steps, "examples": steps * data.x.shape[1], **count}
-                items = ledger.run("retrain", train, key, data, **counts)
-                found.update(zip(lanes, ledger.run("predict", predict, items, data, x, **count)))
-        return torch.stack([found[task] for task in range(len(chosen))])
+                weights = ledger.run("retrain", train, key, data, **counts)
+                values = ledger.run("predict", predict, weights, data, x, **count)
+                outputs.update(zip(lanes, values))
+        return torch.stack([outputs[task] for task in range(len(chosen))])
 
     def _make(
         self, genotype: Genotype, points: tuple[int, ...]
@@ -262,8 +263,8 @@ class Winners:
 
             return train
 
-        def predict(_: None, items: list[Params], support: Batch, query_x: Tensor) -> Tensor:
-            outputs = [learner.apply(params, query_x, context=support.x) for params in items]
+        def predict(_: None, trained: list[Params], support: Batch, query_x: Tensor) -> Tensor:
+            outputs = [learner.apply(params, query_x, context=support.x) for params in trained]
             return torch.stack(outputs)
 
         return OverTasks(make, points, None), OverTasks(lambda _: predict, (0,), None)
@@ -272,29 +273,28 @@ class Winners:
 def notes(
     space: Space, trials: Sequence[Sequence[Trial]], wins: Sequence[Trial]
 ) -> dict[str, Tensor]:
-    """Notes of a search for the report, [T, ...]: winner, score, cost, and every candidate.
+    """Return notes of a search for the report, [T, ...]: winner, score, cost, every candidate.
 
-    Where tasks tried different numbers of candidates, rows are padded with NaN, genotypes with -1.
-    """
+    If tasks tried different numbers of candidates, rows are padded with NaN, genotypes with -1."""
     like: dict[str, Any] = {"dtype": space.spec.dtype, "device": space.spec.device}
     cost = [space.cost(win.genotype) for win in wins]
     numbers: dict[str, list[Any]] = {
         "score": [win.score.value for win in wins],
         "score_error": [win.score.error for win in wins],
         "best_score": [
-            max(trial.score.value for trial in one if trial.share == win.share)
-            for one, win in zip(trials, wins)
+            max(trial.score.value for trial in task_trials if trial.share == win.share)
+            for task_trials, win in zip(trials, wins)
         ],
-        "candidates": [float(len(one)) for one in trials],
-        "architecture_flops": [float(one.flops) for one in cost],
-        "architecture_params": [float(one.params) for one in cost],
+        "candidates": [float(len(task_trials)) for task_trials in trials],
+        "architecture_flops": [float(network.flops) for network in cost],
+        "architecture_params": [float(network.params) for network in cost],
     }
     padding = Trial((-1,) * len(space.places), math.nan, Score(math.nan))
     width = max(map(len, trials))
-    rows = [[*one, *[padding] * (width - len(one))] for one in trials]
+    rows = [[*task_trials, *[padding] * (width - len(task_trials))] for task_trials in trials]
     numbers["trial_share"] = [[trial.share for trial in row] for row in rows]
     numbers["trial_score"] = [[trial.score.value for trial in row] for row in rows]
-    found = {name: torch.tensor(values, **like) for name, values in numbers.items()}
+    tensors = {name: torch.tensor(values, **like) for name, values in numbers.items()}
     tried, won = [[trial.genotype for trial in row] for row in rows], [win.genotype for win in wins]
-    found["trial_genotype"] = torch.tensor(tried, device=space.spec.device)
-    return found | {"genotype": torch.tensor(won, device=space.spec.device)}
+    tensors["trial_genotype"] = torch.tensor(tried, device=space.spec.device)
+    return tensors | {"genotype": torch.tensor(won, device=space.spec.device)}

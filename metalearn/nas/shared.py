@@ -18,7 +18,7 @@ from metalearn.losses import criterion
 from metalearn.nas.architecture import Architecture
 from metalearn.nas.fit import FREE, Folds
 from metalearn.nas.searchers import SearcherChoice
-from metalearn.nas.searchers.random_search import RandomSearch, controls_of
+from metalearn.nas.searchers.random_search import RandomSearch, control_methods
 from metalearn.nas.searchers.search import Data, Score, choose, run_search
 from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
@@ -98,20 +98,20 @@ class SharedNAS(MethodComponent):
         policy: Any = learner.normalisation
         space = self.space.build(spec, policy)
 
-        def method_of(genotype: Genotype) -> Method:
+        def build_method(genotype: Genotype) -> Method:
             return contained.build(space.learner(genotype), spec, meta_steps=meta_steps)
 
         def prepare(source: TaskSource, key: Key, ledger: Ledger, folder: Path) -> Method:
-            """The contained method on the architecture of `folder`, found now where it has none."""
-            found = folder / CHOICE
-            if not found.exists():
+            """Return the contained method on the architecture of `folder`, searched if missing."""
+            choice_file = folder / CHOICE
+            if not choice_file.exists():
                 _check_split(source)
                 folder.mkdir(parents=True, exist_ok=True)
                 search = SharedSearch(self, space, contained, source, key, ledger)
-                write_json(found, ledger.run("search", search.run, folder / RECORD, **FREE))
-            return method_of(_read_choice(space, found))
+                write_json(choice_file, ledger.run("search", search.run, folder / RECORD, **FREE))
+            return build_method(_read_choice(space, choice_file))
 
-        default = method_of(space.default)
+        default = build_method(space.default)
         return Method(
             spec=spec,
             traits=default.traits,
@@ -123,12 +123,12 @@ class SharedNAS(MethodComponent):
 
     @property
     def controls(self) -> dict[str, tuple[str, MethodComponent]]:
-        return controls_of(self, self.candidates)
+        return control_methods(self, self.candidates)
 
     def found_learner(
         self, genotype: tuple[int, ...], learner: Learner, spec: EpisodeSpec
     ) -> Learner:
-        """The winner; ConfigError where `genotype` is not of the space."""
+        """Return the winner's learner; raises ConfigError if `genotype` is not of the space."""
         policy: Any = learner.normalisation
         return Architecture(space=self.space, genotype=genotype, norm=policy).build(spec)
 
@@ -164,16 +164,16 @@ class SharedSearch:
         self.examples_per_task = spec.ways * (spec.shots + spec.queries)
 
     def run(self, record: Path) -> dict[str, Any]:
-        """Search; returns the content of architecture.json.
+        """Search and return the content of architecture.json.
 
-        Trials in the record of an interrupted search are taken from there, with their cost."""
+        Trials in the record of an interrupted search are reused, with their cost."""
         options, space = self.options, self.space
         if record.exists():
             cut_lines(record, 0)  # removes a line that was not written completely
-        known = {(tuple(row["genotype"]), row["share"]): row for row in read_lines(record)}
+        recorded = {(tuple(row["genotype"]), row["share"]): row for row in read_lines(record)}
 
         def score(genotype: Genotype, share: float) -> Score:
-            row = known.get((genotype, share))
+            row = recorded.get((genotype, share))
             if row is None:
                 row = self._trial(genotype, share)
                 append_lines(record, [row])
@@ -196,15 +196,15 @@ class SharedSearch:
         }
 
     def _trial(self, genotype: Genotype, share: float) -> dict[str, Any]:
-        """Score one candidate; a row of the record."""
-        before = self.ledger.totals().get("search", {})
+        """Score one candidate and return a row of the record."""
+        totals_before = self.ledger.totals().get("search", {})
         value, error = self.score(self.space.learner(genotype), share)
-        cost = _difference(before, self.ledger.totals().get("search", {}))
-        found = {"genotype": list(genotype), "share": share, "cost": cost}
-        return {**found, "value": value if math.isfinite(value) else None, "error": error}
+        cost = _difference(totals_before, self.ledger.totals().get("search", {}))
+        trial = {"genotype": list(genotype), "share": share, "cost": cost}
+        return {**trial, "value": value if math.isfinite(value) else None, "error": error}
 
     def score(self, learner: Learner, share: float) -> Score:
-        """Train one candidate on training tasks; minus its mean query loss on other ones."""
+        """Train a candidate on training tasks; return minus its mean query loss on other tasks."""
         steps = round(share * self.options.search_steps)
         method = self.contained.build(learner, self.source.spec, meta_steps=max(1, steps))
         losses = self._query_losses(method, self._meta_train(method, steps))
@@ -218,31 +218,33 @@ class SharedSearch:
         state = method.init(fold_in(self.key, "init"))
         if method.step is None:
             return state
-        draw: Callable[..., Any] = self.source.sample
+        sample: Callable[..., Any] = self.source.sample
         size = self.options.search_tasks
         examples = size * self.examples_per_task
         gradients = size * self.contained.gradients_per_task
         if method.traits.consumes == "examples":
-            draw, size = self.source.examples, self.options.search_examples
+            sample, size = self.source.examples, self.options.search_examples
             examples, gradients = size, 1
         counts = {"gradient_steps": gradients, "examples": examples, "labels": examples}
         if not steps:
             return state
 
         # One span for all steps but the first: its ends wait for the device.
-        before, data = self.searching.totals(), draw(fold_in(self.key, "train", 0), size)
+        before, data = self.searching.totals(), sample(fold_in(self.key, "train", 0), size)
         state, _ = self.searching.run("search", method.step, state, data, **counts)
-        spent = _difference(before.get("search", {}), self.searching.totals().get("search", {}))
-        each = {name: spent[name] for name in (*counts, *FREE) if spent.get(name) is not None}
-        more = {name: count * (steps - 1) for name, count in each.items() if count is not None}
-        step = steps_of(method, draw, fold_in(self.key, "train"), size, steps - 1)
-        with self.searching.span("search", **more):
+        cost = _difference(before.get("search", {}), self.searching.totals().get("search", {}))
+        per_step = {name: cost[name] for name in (*counts, *FREE) if cost.get(name) is not None}
+        remaining = {
+            name: count * (steps - 1) for name, count in per_step.items() if count is not None
+        }
+        step = steps_of(method, sample, fold_in(self.key, "train"), size, steps - 1)
+        with self.searching.span("search", **remaining):
             for number in range(1, steps):
                 state, _ = step(state, number)
         return state
 
     def _query_losses(self, method: Method, state: MetaState) -> Tensor:
-        """Query losses of the tasks that score a candidate: [score_tasks]."""
+        """Return query losses of the tasks that score a candidate: [score_tasks]."""
         losses, points = [], (self.options.adapt_steps,)
         for start in range(0, self.options.score_tasks, CHUNK):
             tasks = min(CHUNK, self.options.score_tasks - start)
@@ -255,12 +257,12 @@ class SharedSearch:
                 key=fold_in(episode.info["key"], "learn"),
                 ledger=self.searching,
             )
-            loss_of = criterion(self.source.spec)
-            losses.append(loss_of(learned.predictions[:, -1], episode.query.y, batch_dims=1))
+            loss_fn = criterion(self.source.spec)
+            losses.append(loss_fn(learned.predictions[:, -1], episode.query.y, batch_dims=1))
         return torch.cat(losses)
 
     def _data(self) -> Data:
-        """Data for searchers that train networks: training tasks as folds, queries held out."""
+        """Return data for searchers that train networks: tasks as folds, their queries held out."""
         tasks = self.options.search_tasks
         episode = self.source.sample(fold_in(self.key, "lanes"), tasks)
         folds = Folds(episode.support, episode.query, fold_in(episode.info["key"], "lane"))
@@ -272,11 +274,11 @@ class SharedSearch:
 
 def _read_choice(space: Space, path: Path) -> Genotype:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        genotype = tuple(int(choice) for choice in found["genotype"])
-        if found["space"] != space.name:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        genotype = tuple(int(choice) for choice in content["genotype"])
+        if content["space"] != space.name:
             raise ValueError(
-                f"contains an architecture of {found['space']} instead of {space.name}"
+                f"contains an architecture of {content['space']} instead of {space.name}"
             )
         space.learner(genotype)
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -288,7 +290,7 @@ def _read_choice(space: Space, path: Path) -> Genotype:
 def _difference(
     before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> dict[str, float | None]:
-    """What was added between two totals; None where it was not measured; of a peak the later."""
+    """Return the differences of two totals; None if not measured; for a peak the later value."""
     return {
         name: total if total is None or name == "peak_bytes" else total - (before.get(name) or 0)
         for name, total in after.items()

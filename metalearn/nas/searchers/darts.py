@@ -31,25 +31,25 @@ Arch = Params  # logits [choices] for each place, by the place's name
 def arch_loss(
     space: Space, lr: float, first_order: bool
 ) -> Callable[[Arch, Params, Batch, Batch], Tensor]:
-    """The loss of the architecture (equation 6): (arch, weights, train, held) -> [].
+    """Return the loss of the architecture (equation 6): (arch, weights, train, held-out) -> [].
 
     L_held(w - lr * grad_w L_train(w, arch), arch); first order (section 2.3): L_held(w, arch). The
     step is one of `adapt`, so that the gradient through it is exact, where the paper takes a finite
     difference."""
-    loss_of, train_loss = criterion(space.spec), support_loss(space.supernet, space.spec)
+    loss_fn, train_loss = criterion(space.spec), support_loss(space.supernet, space.spec)
 
-    def loss(arch: Arch, weights: Params, train: Batch, held: Batch) -> Tensor:
+    def loss(arch: Arch, weights: Params, train: Batch, held_out: Batch) -> Tensor:
         steps = 0 if first_order else 1
-        # The masks are passed with the weights: gradients flow through them, no step moves them.
+        # The masks are passed with the weights: gradients flow through them, no step updates them.
         params = {**weights, **softmax_masks(arch)}
         end = adapt(train_loss, params, sgd(lr), train, steps, keep=(steps,)).points[-1]
-        return loss_of(space.supernet.apply(end, held.x, context=train.x), held.y)
+        return loss_fn(space.supernet.apply(end, held_out.x, context=train.x), held_out.y)
 
     return loss
 
 
 def weight_step(space: Space, lr: float) -> Callable[[Arch, Params, Batch], Params]:
-    """One step of the weights on the training examples: (arch, weights, train) -> weights."""
+    """Return one step of the weights on training examples: (arch, weights, train) -> weights."""
     train_loss = support_loss(space.supernet, space.spec)
 
     def step(arch: Arch, weights: Params, train: Batch) -> Params:
@@ -61,7 +61,7 @@ def weight_step(space: Space, lr: float) -> Callable[[Arch, Params, Batch], Para
 
 
 def start_arch(space: Space, key: Key) -> Arch:
-    """Nearly uniform logits: normal with standard deviation 0.001, as in the authors' code."""
+    """Return near-uniform logits: normal with standard deviation 0.001, as in the authors' code."""
     arch = {}
     for place in space.places:
         noise = normal(fold_in(key, place.name), (len(place.choices),), space.spec.dtype)
@@ -102,7 +102,7 @@ class DARTS(SearcherComponent):
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             data = require_data("darts", data)
             step = self._step(space)
-            train, held, keys = data.folds
+            train, held_out, keys = data.folds
             arch = start_arch(space, fold_in(key, "arch"))
             weights = vmap(space.supernet.init)(keys)
             state = rule.init(arch)
@@ -115,7 +115,7 @@ class DARTS(SearcherComponent):
             }
             for _ in range(self.steps):
                 arch, state, weights = data.ledger.run(
-                    "search", step, arch, state, weights, train, held, **counts
+                    "search", step, arch, state, weights, train, held_out, **counts
                 )
             yield Ask((argmax_genotype(space, arch),))
 
@@ -125,16 +125,16 @@ class DARTS(SearcherComponent):
         return adam(self.arch_lr, beta1=0.5)
 
     def _step(self, space: Space) -> Callable[..., tuple[Arch, State, Params]]:
-        """One step of the architecture, by the mean over folds, then one of each fold's weights."""
+        """Return one step of the architecture (mean over folds), then of each fold's weights."""
         grad = torch.func.grad(arch_loss(space, self.lr, self.first_order))
         arch_grads = vmap(grad, in_dims=(None, 0, 0, 0))
         step_weights = vmap(weight_step(space, self.lr), in_dims=(None, 0, 0))
         rule = self._rule()
 
         def step(
-            arch: Arch, state: State, weights: Params, train: Batch, held: Batch
+            arch: Arch, state: State, weights: Params, train: Batch, held_out: Batch
         ) -> tuple[Arch, State, Params]:
-            grads = mean_over_tasks(arch_grads(arch, weights, train, held))
+            grads = mean_over_tasks(arch_grads(arch, weights, train, held_out))
             zero = next(iter(arch.values())).new_zeros(())
             updates, state = rule.update(grads, state, arch, zero)
             arch = add(arch, updates)

@@ -46,7 +46,7 @@ class Evolution(SearcherComponent):
             for number in range(budget - len(first)):
                 rivals = min(self.sample or max(1, size // 2), len(members))
                 sample = choice(fold_in(key, "parent", number), len(members), rivals).tolist()
-                parent = max((members[place] for place in sample), key=lambda pair: pair[1])[0]
+                parent = max((members[index] for index in sample), key=lambda pair: pair[1])[0]
                 child = _child(space, fold_in(key, "child", number), parent, scored, fresh)
                 if child is None:
                     return
@@ -60,9 +60,9 @@ class Evolution(SearcherComponent):
 def _child(
     space: Space, key: Key, parent: Genotype, scored: set[Genotype], fresh: Iterator[Genotype]
 ) -> Genotype | None:
-    """A new mutation of the parent, one mutation more with every try.
+    """Return a new mutation of the parent, with one more mutation at every try.
 
-    A random candidate where all tries fail; None where the whole space is scored."""
+    A random candidate if all tries fail; None if the whole space is scored."""
     child = parent
     for attempt in range(TRIES):
         child = mutate(space, fold_in(key, attempt), child)

@@ -36,20 +36,20 @@ class Halving(SearcherComponent):
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             plan = self.plan(budget)
             candidates = tuple(itertools.islice(shuffled(space, key), plan[0][0]))
-            for size, share in plan:
+            for size, fraction in plan:
                 candidates = candidates[:size]
-                values = yield Ask(candidates, share)
-                order = sorted(range(len(candidates)), key=lambda place: -values[place])
-                candidates = tuple(candidates[place] for place in order)
+                values = yield Ask(candidates, fraction)
+                order = sorted(range(len(candidates)), key=lambda index: -values[index])
+                candidates = tuple(candidates[index] for index in order)
 
         return search
 
     def plan(self, budget: int) -> list[tuple[int, float]]:
-        """(candidates, share of the full training) of each rung, as large as `budget` allows.
+        """Return (candidates, fraction of the full training) of each rung, within `budget`.
 
         A budget too small for one candidate on every rung gets fewer rungs."""
 
-        def of(first: int, rungs: int) -> list[tuple[int, float]]:
+        def rung_plan(first: int, rungs: int) -> list[tuple[int, float]]:
             eta = self.factor
             return [
                 (max(1, first // eta**rung), float(eta) ** (rung + 1 - rungs))
@@ -57,10 +57,11 @@ class Halving(SearcherComponent):
             ]
 
         def affordable(first: int, rungs: int) -> bool:
-            return sum(size * share for size, share in of(first, rungs)) <= budget + SLACK
+            cost = sum(size * fraction for size, fraction in rung_plan(first, rungs))
+            return cost <= budget + SLACK
 
         rungs = next(rungs for rungs in range(self.rungs, 0, -1) if affordable(1, rungs))
         first = 1
         while affordable(first + 1, rungs):
             first += 1
-        return of(first, rungs)
+        return rung_plan(first, rungs)

@@ -50,30 +50,31 @@ class OneShot(SearcherComponent):
         return True
 
     def build(self, space: Space) -> Searcher:
-        train_path, held_loss = _steps(space, self.lr)
+        train_path, held_out_loss = _steps(space, self.lr)
 
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
-            (train, held, keys), ledger = require_data("one-shot", data)
+            (train, held_out, keys), ledger = require_data("one-shot", data)
             shared = vmap(space.supernet.init)(keys)
             lanes, size = train.x.shape[:2]
             counts = {"gradient_steps": lanes, "examples": lanes * size}
             for path in itertools.islice(_paths(space, fold_in(key, "paths")), self.steps):
-                part = extract_subnet(space, path, shared)
-                part = ledger.run("search", train_path(path), part, train, **counts)
-                shared = insert_subnet(shared, part)
+                subnet = extract_subnet(space, path, shared)
+                subnet = ledger.run("search", train_path(path), subnet, train, **counts)
+                shared = insert_subnet(shared, subnet)
             losses = {}
             for genotype in itertools.islice(shuffled(space, fold_in(key, "pool")), self.pool):
-                part = extract_subnet(space, genotype, shared)
-                loss = float(ledger.run("search", held_loss(genotype), part, train, held).mean())
+                subnet = extract_subnet(space, genotype, shared)
+                loss_fn = held_out_loss(genotype)
+                loss = float(ledger.run("search", loss_fn, subnet, train, held_out).mean())
                 losses[genotype] = loss if math.isfinite(loss) else math.inf
-            order = sorted(losses, key=losses.__getitem__)
-            yield Ask(tuple(order[: min(self.keep, budget)]))
+            ranked = sorted(losses, key=losses.__getitem__)
+            yield Ask(tuple(ranked[: min(self.keep, budget)]))
 
         return search
 
 
 def _paths(space: Space, key: Key) -> itertools.chain[Genotype]:
-    """Random representatives in endless rounds, each once in every round."""
+    """Return random representatives in endless rounds, each once per round."""
     return itertools.chain.from_iterable(
         shuffled(space, fold_in(key, turn)) for turn in itertools.count()
     )
@@ -84,27 +85,27 @@ def _steps(
 ) -> tuple[
     Callable[[Genotype], Callable[..., Params]], Callable[[Genotype], Callable[..., Tensor]]
 ]:
-    """(genotype -> one training step of its weights [L, ...], genotype -> their held-out loss [L]).
+    """Return (genotype -> one step of its weights [L, ...], genotype -> its held-out loss [L]).
 
-    Functions are made once for each genotype."""
-    loss_of = criterion(space.spec)
+    Each function is built once per genotype."""
+    loss_fn = criterion(space.spec)
 
     @functools.cache
     def train_path(genotype: Genotype) -> Callable[..., Params]:
         loss = support_loss(space.learner(genotype), space.spec)
 
-        def one(params: Params, train: Batch) -> Params:
+        def step(params: Params, train: Batch) -> Params:
             return adapt(loss, params, sgd(lr), train, 1, keep=(1,)).points[-1]
 
-        return vmap(one)
+        return vmap(step)
 
     @functools.cache
-    def held_loss(genotype: Genotype) -> Callable[..., Tensor]:
+    def held_out_loss(genotype: Genotype) -> Callable[..., Tensor]:
         learner = space.learner(genotype)
 
-        def one(params: Params, train: Batch, held: Batch) -> Tensor:
-            return loss_of(learner.apply(params, held.x, context=train.x), held.y)
+        def loss(params: Params, train: Batch, held_out: Batch) -> Tensor:
+            return loss_fn(learner.apply(params, held_out.x, context=train.x), held_out.y)
 
-        return vmap(one)
+        return vmap(loss)
 
-    return train_path, held_loss
+    return train_path, held_out_loss

@@ -26,34 +26,34 @@ from metalearn.tree import trainable, vmap
 from metalearn.types import Batch, Key, Learner, Params
 
 Measure = Literal["params", "flops", "grad_norm", "snip", "jacob_cov"]
-LossOf = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> []
-OnData = Callable[[Learner, LossOf, Params, Batch], Tensor]
+LossFn = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> []
+OnData = Callable[[Learner, LossFn, Params, Batch], Tensor]
 
 
 def _gradient(
-    learner: Learner, loss_of: LossOf, params: Params, batch: Batch
+    learner: Learner, loss_fn: LossFn, params: Params, batch: Batch
 ) -> tuple[Params, Params]:
-    moving, still = trainable(params)
+    weights, statistics = trainable(params)
     grads = torch.func.grad(
-        lambda inner: loss_of(learner.apply({**inner, **still}, batch.x), batch.y)
-    )(moving)
-    return moving, grads
+        lambda variables: loss_fn(learner.apply({**variables, **statistics}, batch.x), batch.y)
+    )(weights)
+    return weights, grads
 
 
-def grad_norm(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
-    """Euclidean norm of the training loss's initial gradient (Abdelfattah et al. 2021, 3.2): []."""
-    _, grads = _gradient(learner, loss_of, params, batch)
+def grad_norm(learner: Learner, loss_fn: LossFn, params: Params, batch: Batch) -> Tensor:
+    """Return the norm of the initial training gradient (Abdelfattah et al. 2021, 3.2): []."""
+    _, grads = _gradient(learner, loss_fn, params, batch)
     return torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
 
 
-def snip(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
-    """Sum of |weight * gradient| (Lee et al. 2019, equation 4): []."""
-    moving, grads = _gradient(learner, loss_of, params, batch)
-    return torch.stack([(moving[name] * grads[name]).abs().sum() for name in moving]).sum()
+def snip(learner: Learner, loss_fn: LossFn, params: Params, batch: Batch) -> Tensor:
+    """Return the sum of |weight * gradient| (Lee et al. 2019, equation 4): []."""
+    weights, grads = _gradient(learner, loss_fn, params, batch)
+    return torch.stack([(weights[name] * grads[name]).abs().sum() for name in weights]).sum()
 
 
-def jacob_cov(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
-    """Dissimilarity of the inputs' gradients (Mellor et al. 2020, arXiv:2006.04647v1, eq. 2): [].
+def jacob_cov(learner: Learner, loss_fn: LossFn, params: Params, batch: Batch) -> Tensor:
+    """Return dissimilarity of input gradients (Mellor et al. 2020, arXiv:2006.04647v1, eq. 2): [].
 
     -sum of log(v + k) + 1 / (v + k) over the eigenvalues v of the correlations [B, B]; k = 1e-5.
     The score is noisy for few images: five images give five eigenvalues."""
@@ -98,7 +98,7 @@ class Proxy(SearcherComponent):
         return search
 
     def value(self, space: Space, genotype: Genotype, data: Data | None) -> float:
-        """Score of one candidate: its cost, or a mean over the training examples of the folds."""
+        """Return a candidate's score: its cost, or a mean over training examples of the folds."""
         if self.measure not in ON_DATA:
             return float(space.cost(genotype)._asdict()[self.measure])
         folds, ledger = require_data(self.measure, data)
@@ -110,5 +110,5 @@ class Proxy(SearcherComponent):
 @functools.lru_cache(maxsize=4096)
 def _on_data(space: Space, genotype: Genotype, measure: str) -> Callable[..., Tensor]:
     learner = space.learner(genotype)
-    one = functools.partial(ON_DATA[measure], learner, criterion(space.spec))
-    return vmap(lambda key, train: one(learner.init(key), train))
+    measure_fn = functools.partial(ON_DATA[measure], learner, criterion(space.spec))
+    return vmap(lambda key, train: measure_fn(learner.init(key), train))

@@ -30,8 +30,10 @@ class RandomSearch(SearcherComponent):
         return search
 
 
-def controls_of(method: MethodComponent, candidates: int) -> dict[str, tuple[str, MethodComponent]]:
-    """`MethodComponent.controls` of a search with a budget of `candidates`.
+def control_methods(
+    method: MethodComponent, candidates: int
+) -> dict[str, tuple[str, MethodComponent]]:
+    """Return `MethodComponent.controls` of a search with a budget of `candidates`.
 
     Li & Talwalkar 2019 and Yang et al. 2020 (arXiv:1912.12522): a search is worth what it finds
     beyond random search with the same budget, and beyond a network drawn at random."""

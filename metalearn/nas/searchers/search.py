@@ -11,11 +11,11 @@ from metalearn.nas.fit import Folds
 from metalearn.nas.spaces.space import Genotype, Space
 from metalearn.types import Key, Ledger
 
-SLACK = 1e-9  # of a budget, for shares that do not add up exactly
+SLACK = 1e-9  # of a budget, for fractions that do not add up exactly
 
 
 class Ask(NamedTuple):
-    """Candidates to be scored together, each trained for a share of the full training."""
+    """Candidates to be scored together, each trained for a fraction of the full training."""
 
     genotypes: tuple[Genotype, ...]
     share: float = 1.0
@@ -45,7 +45,7 @@ class Data(NamedTuple):
 
 Search = Generator[Ask, Sequence[float], None]  # receives the values of each Ask, in its order
 Searcher = Callable[[Key, int, Data | None], Search]  # (key, budget in full trainings, data)
-Request = tuple[int, Genotype, float]  # task, genotype, share of the full training
+Request = tuple[int, Genotype, float]  # task, genotype, fraction of the full training
 Evaluator = Callable[[Sequence[Request]], Sequence[Score]]
 
 
@@ -57,12 +57,12 @@ class SearcherComponent(Component):
 
     @property
     def uses_data(self) -> bool:
-        """Whether the searcher trains or measures networks itself, on the data that it is given."""
+        """Return whether the searcher trains or measures networks itself, on its data."""
         return False
 
     @abstractmethod
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
+        """Return the searcher of a space."""
 
 
 def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -> list[list[Trial]]:
@@ -71,7 +71,7 @@ def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -
     The scores of repeated candidates are cached, at no cost. Raises RuntimeError if a search asks
     for more than `budget` full trainings."""
     trials: list[list[Trial]] = [[] for _ in searches]
-    known: dict[Request, Score] = {}
+    scores: dict[Request, Score] = {}
     asks = [next(search, None) for search in searches]
     while any(ask is not None for ask in asks):
         jobs = [
@@ -80,9 +80,9 @@ def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -
             if ask is not None
             for genotype in ask.genotypes
         ]
-        new = [job for job in dict.fromkeys(jobs) if job not in known]
+        new = [job for job in dict.fromkeys(jobs) if job not in scores]
         for job, score in zip(new, evaluate(new) if new else (), strict=True):
-            known[job] = score
+            scores[job] = score
             trials[job[0]].append(Trial(job[1], job[2], score))
         for task, ask in enumerate(asks):
             if ask is None:
@@ -93,7 +93,7 @@ def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -
                     f"a search algorithm used {spent:g} full training runs of a budget of {budget}"
                 )
                 raise RuntimeError(text)
-            values = [known[task, genotype, ask.share].value for genotype in ask.genotypes]
+            values = [scores[task, genotype, ask.share].value for genotype in ask.genotypes]
             asks[task] = _send(searches[task], values)
     return trials
 
@@ -117,11 +117,11 @@ def run_search(
 
 
 def choose(space: Space, trials: Sequence[Trial], standard_errors: float) -> Trial:
-    """The cheapest of the best candidates, by the one-standard-error rule.
+    """Return the cheapest of the best candidates, by the one-standard-error rule.
 
     That is the cheapest fully trained candidate within `standard_errors` of the best (Breiman et
     al. 1984, section 3.4.3): fewer FLOPs, then fewer parameters, then asked for earlier. With 0
-    standard errors it is the best. Where none was trained fully, the most trained ones count."""
+    standard errors it is the best. If none was trained fully, the most trained ones count."""
     most = max(trial.share for trial in trials)
     full = [trial for trial in trials if trial.share == most]
     best = max(full, key=lambda trial: trial.score.value)
@@ -130,14 +130,14 @@ def choose(space: Space, trials: Sequence[Trial], standard_errors: float) -> Tri
     least = best.score.value - standard_errors * best.score.error
 
     def cost(trial: Trial) -> tuple[int, int]:
-        found = space.cost(trial.genotype)
-        return found.flops, found.params
+        network = space.cost(trial.genotype)
+        return network.flops, network.params
 
     return min((trial for trial in full if trial.score.value >= least), key=cost)
 
 
 def require_data(name: str, data: Data | None) -> Data:
-    """The data of a search that trains networks itself; ValueError where a table is searched."""
+    """Return the data of a search that trains networks; ValueError if a table is searched."""
     if data is None:
         raise ValueError(
             f"{name} trains networks itself and needs data: a table of scores is not enough for it"

@@ -48,24 +48,26 @@ class TPE(SearcherComponent):
             )
             study = optuna.create_study(direction="maximize", sampler=sampler)
             fresh = shuffled(space, fold_in(key, "fresh"))
-            known: dict[Genotype, float] = {}
+            values: dict[Genotype, float] = {}
             repeats = 0
-            while len(known) < budget:
+            while len(values) < budget:
                 if repeats >= REPEATS:  # only known candidates: enqueue a random one instead
-                    other = next((genotype for genotype in fresh if genotype not in known), None)
-                    if other is None:
+                    candidate = next(
+                        (genotype for genotype in fresh if genotype not in values), None
+                    )
+                    if candidate is None:
                         return
                     names = (place.name for place in space.places)
-                    study.enqueue_trial(dict(zip(names, other)))
+                    study.enqueue_trial(dict(zip(names, candidate)))
                 trial = study.ask(distributions)
                 genotype = space.canonical(
                     tuple(int(trial.params[place.name]) for place in space.places)
                 )
-                repeats = repeats + 1 if genotype in known else 0
-                if genotype not in known:
+                repeats = repeats + 1 if genotype in values else 0
+                if genotype not in values:
                     (value,) = yield Ask((genotype,))
-                    known[genotype] = value if math.isfinite(value) else WORST
-                study.tell(trial, known[genotype])
+                    values[genotype] = value if math.isfinite(value) else WORST
+                study.tell(trial, values[genotype])
 
         return search
 

@@ -27,22 +27,22 @@ CONVS = {"conv1": 1, "conv3": 3}
 CELLS = BLOCKS - 1  # after the stem
 
 
-def edges_of(nodes: int) -> tuple[tuple[int, int], ...]:
-    """(from, to) of every edge of a cell, by target and then source."""
+def cell_edges(nodes: int) -> tuple[tuple[int, int], ...]:
+    """Return (from, to) of every edge of a cell, by target and then source."""
     return tuple((source, target) for target in range(1, nodes) for source in range(target))
 
 
 def live_edges(nodes: int, genotype: Genotype) -> tuple[bool, ...]:
-    """For each edge, whether it lies on a path from the input to the output."""
-    edges = edges_of(nodes)
-    reached, used = {0}, {nodes - 1}
+    """Return for each edge whether it is on a path from the input to the output."""
+    edges = cell_edges(nodes)
+    reached, useful = {0}, {nodes - 1}
     for (source, target), op in zip(edges, genotype):
         if op != NONE and source in reached:
             reached.add(target)
     for (source, target), op in sorted(zip(edges, genotype), key=lambda item: -item[0][1]):
-        if op != NONE and target in used:
-            used.add(source)
-    return tuple(op != NONE and s in reached and t in used for (s, t), op in zip(edges, genotype))
+        if op != NONE and target in useful:
+            useful.add(source)
+    return tuple(op != NONE and s in reached and t in useful for (s, t), op in zip(edges, genotype))
 
 
 class Edge(nn.Module):
@@ -58,18 +58,18 @@ class Edge(nn.Module):
     def forward(self, x: Tensor, active: Tensor, mask: Tensor | None, rows: int | None) -> Tensor:
         """x [B, H, W, F] and its ReLU `active`, the input of convolutions -> [B, Ho, Wo, F]."""
         if self.op is not None:
-            return self._one(OPS[self.op], x, active, rows)
+            return self._apply_op(OPS[self.op], x, active, rows)
         assert mask is not None
         return sum(
             (
-                mask[place] * self._one(name, x, active, rows)
-                for place, name in enumerate(OPS)
-                if place != NONE
+                mask[index] * self._apply_op(name, x, active, rows)
+                for index, name in enumerate(OPS)
+                if index != NONE
             ),
             start=torch.zeros_like(mask[0]),
         )
 
-    def _one(self, name: str, x: Tensor, active: Tensor, rows: int | None) -> Tensor:
+    def _apply_op(self, name: str, x: Tensor, active: Tensor, rows: int | None) -> Tensor:
         if name in CONVS:
             out: Tensor = self.get_submodule(name)(active, rows)
             return out
@@ -86,13 +86,15 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.strided = nodes, strided
-        live = (True,) * len(edges_of(nodes)) if genotype is None else live_edges(nodes, genotype)
+        live = (True,) * len(cell_edges(nodes)) if genotype is None else live_edges(nodes, genotype)
         self.names = {
-            edge: "-".join(map(str, edge)) for edge, used in zip(edges_of(nodes), live) if used
+            edge: "-".join(map(str, edge))
+            for edge, is_live in zip(cell_edges(nodes), live)
+            if is_live
         }
-        for place, edge in enumerate(edges_of(nodes)):
+        for number, edge in enumerate(cell_edges(nodes)):
             if edge in self.names:
-                op = None if genotype is None else genotype[place]
+                op = None if genotype is None else genotype[number]
                 stride = 2 if strided and edge[0] == 0 else 1
                 self.add_module(self.names[edge], Edge(op, filters, stride, norm))
 
@@ -137,7 +139,7 @@ class CellNet(nn.Module):
         self.cells = nn.ModuleList(
             Cell(nodes, genotype, filters, not self.pooled, norm) for _ in range(CELLS)
         )
-        self.mask = Masks(places_of(nodes)) if genotype is None else None
+        self.mask = Masks(cell_places(nodes)) if genotype is None else None
         self.head = nn.Linear(filters, spec.outputs)
 
     def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
@@ -150,53 +152,53 @@ class CellNet(nn.Module):
         return out
 
 
-def places_of(nodes: int) -> tuple[Place, ...]:
-    return tuple(Place("-".join(map(str, edge)), OPS) for edge in edges_of(nodes))
+def cell_places(nodes: int) -> tuple[Place, ...]:
+    return tuple(Place("-".join(map(str, edge)), OPS) for edge in cell_edges(nodes))
 
 
-def expression_of(
+def cell_expression(
     nodes: int, genotype: Genotype, strided: bool, labels: dict[int, str] | None = None
 ) -> tuple[str, dict[int, str]]:
-    """(the function of a cell as an expression; the expression of each convolution, by edge).
+    """Return (the function of a cell as an expression; that of each convolution, by edge).
 
     `none` adds nothing, `skip` is the identity, avg3 is linear, sums have no order. `labels`
     distinguish convolutions, each of which has its own weights."""
     terms: dict[int, list[str]] = {0: ["x"]}
     convs: dict[int, str] = {}
     for target in range(1, nodes):
-        found: list[str] = []
-        for place, (source, end) in enumerate(edges_of(nodes)):
-            if end != target or genotype[place] == NONE or not terms[source]:
+        node_terms: list[str] = []
+        for index, (source, end) in enumerate(cell_edges(nodes)):
+            if end != target or genotype[index] == NONE or not terms[source]:
                 continue
-            name, inside = OPS[genotype[place]], terms[source]
+            name, inputs = OPS[genotype[index]], terms[source]
             # A strided 1 x 1 reads every second pixel alone; a 3 x 3 also reads those between.
             if strided and source == 0:
-                inside = ["half(x)"] if name in ("skip", "conv1") else ["around(x)"]
+                inputs = ["half(x)"] if name in ("skip", "conv1") else ["around(x)"]
             if name in CONVS:
-                convs[place] = f"{name}({'+'.join(inside)})"
-                found.append(convs[place] + ("" if labels is None else labels[place]))
+                convs[index] = f"{name}({'+'.join(inputs)})"
+                node_terms.append(convs[index] + ("" if labels is None else labels[index]))
             else:
-                found += inside if name == "skip" else [f"avg3({term})" for term in inside]
-        terms[target] = sorted(found)
+                node_terms += inputs if name == "skip" else [f"avg3({term})" for term in inputs]
+        terms[target] = sorted(node_terms)
     return "+".join(terms[nodes - 1]), convs
 
 
 def canonical_expression(nodes: int, genotype: Genotype, strided: bool) -> str:
-    """An expression that is equal for two cells if and only if they compute the same functions.
+    """Return an expression that is equal for two cells iff they compute the same functions.
 
     Departure from NAS-Bench-201 (6,466 unique cells): its expressions are trees, in which one
     convolution used twice equals two convolutions of one input, although the first has one set of
     weights and the second two; and its sums keep their brackets and their zeros. Here each
     convolution of a kind has a number, and the smallest expression over all numberings is taken."""
-    _, convs = expression_of(nodes, genotype, strided)
+    _, convs = cell_expression(nodes, genotype, strided)
     groups: dict[str, list[int]] = {}
-    for place, conv in convs.items():
-        groups.setdefault(conv, []).append(place)
-    found = []
+    for index, conv in convs.items():
+        groups.setdefault(conv, []).append(index)
+    expressions = []
     for orders in itertools.product(*(itertools.permutations(group) for group in groups.values())):
-        labels = {place: f"#{number}" for order in orders for number, place in enumerate(order)}
-        found.append(expression_of(nodes, genotype, strided, labels)[0])
-    return min(found)
+        labels = {index: f"#{number}" for order in orders for number, index in enumerate(order)}
+        expressions.append(cell_expression(nodes, genotype, strided, labels)[0])
+    return min(expressions)
 
 
 @functools.cache
@@ -205,17 +207,17 @@ def representatives(nodes: int, strided: bool) -> dict[Genotype, Genotype]:
 
     The representative has the most `none`; of several the first is taken."""
     best: dict[str, Genotype] = {}
-    forms: dict[Genotype, str] = {}
-    for genotype in itertools.product(range(len(OPS)), repeat=len(edges_of(nodes))):
-        forms[genotype] = expression = canonical_expression(nodes, genotype, strided)
+    expressions: dict[Genotype, str] = {}
+    for genotype in itertools.product(range(len(OPS)), repeat=len(cell_edges(nodes))):
+        expressions[genotype] = expression = canonical_expression(nodes, genotype, strided)
         old = best.get(expression)
         if old is None or old.count(NONE) < genotype.count(NONE):
             best[expression] = genotype
-    return {genotype: best[expression] for genotype, expression in forms.items()}
+    return {genotype: best[expression] for genotype, expression in expressions.items()}
 
 
 def check_images(name: str, spec: EpisodeSpec, downsample: Downsample) -> None:
-    """ConfigError for tasks without images, or with images too small to be halved four times."""
+    """Raise ConfigError for tasks without images, or with images too small to halve four times."""
     if len(spec.x_shape) != 3:
         text = f"{name} needs images [channels, H, W] (got {list(spec.x_shape)})"
         raise ConfigError(("method.space", f"{text}: use mlp-reg"))
@@ -236,12 +238,12 @@ class CellSpaceComponent(SpaceComponent):
         """The space for image tasks of `spec`, normalised by `policy`; raises ConfigError."""
         check_images(self.name, spec, self.downsample)
         nodes, strided = self.nodes, self.downsample == "stride"
-        edges = edges_of(nodes)
+        edges = cell_edges(nodes)
         default = tuple(OPS.index("conv3") if edge == (0, nodes - 1) else NONE for edge in edges)
         return make_space(
             self.name,
             spec,
-            places_of(nodes),
+            cell_places(nodes),
             lambda genotype: representatives(nodes, strided)[genotype],
             lambda genotype: CellNet(spec, nodes, self.filters, self.downsample, genotype, policy),
             default,

@@ -116,7 +116,7 @@ class SizeNet(nn.Module):
 
 
 def last_area(spec: EpisodeSpec, downsample: Downsample) -> int:
-    """Pixels of the last feature map."""
+    """Return the number of pixels of the last feature map."""
     height, width = spec.x_shape[1:]
     for _ in range(BLOCKS):
         if downsample == "pool":

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for regression, and for any task whose inputs are a few numbers."""
+"""MLPs for regression, and for any task whose inputs are a few numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def fourier(x: Tensor) -> Tensor:
 
 
 class Hidden(nn.Module):
-    """A linear layer, normalisation by policy, then layer norm where it is chosen."""
+    """A linear layer, normalisation by policy, then layer norm if it is chosen."""
 
     def __init__(self, inputs: int, width: int, norm: bool, policy: Policy) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Hidden(nn.Module):
 
 
 class Regressor(nn.Module):
-    """The chosen perceptron; `genotype` None: the supernet, the largest sizes with masks."""
+    """The chosen MLP; `genotype` None: the supernet, the largest sizes with masks."""
 
     def __init__(self, spec: EpisodeSpec, genotype: Genotype | None, policy: Policy) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class Regressor(nn.Module):
         inputs = math.prod(spec.x_shape) * (1 + 2 * len(FREQUENCIES) * waves)
         units = WIDTHS[width]
         self.layers = nn.ModuleList(
-            Hidden(inputs if place == 0 else units, units, bool(norm), policy)
-            for place in range(DEPTHS[depth])
+            Hidden(inputs if layer == 0 else units, units, bool(norm), policy)
+            for layer in range(DEPTHS[depth])
         )
         self.mask = Masks(PLACES) if genotype is None else None
         self.head = nn.Linear(units, spec.outputs)
@@ -102,32 +102,32 @@ class Regressor(nn.Module):
 
     def _chosen(self, x: Tensor, rows: int | None) -> Tensor:
         z = fourier(x.flatten(1)) if self.waves else x.flatten(1)
-        for place, layer in enumerate(self.layers):
-            new = ACTIVATIONS[self.activation](layer(z, None, None, rows))
-            z = new + z if self.skip and place > 0 else new
+        for index, layer in enumerate(self.layers):
+            output = ACTIVATIONS[self.activation](layer(z, None, None, rows))
+            z = output + z if self.skip and index > 0 else output
         return z
 
     def _mixed(self, x: Tensor, rows: int | None) -> Tensor:
         assert self.mask is not None
         flat = x.flatten(1)
         waves = fourier(flat)
-        rest = waves.shape[1] - flat.shape[1]
+        extra = waves.shape[1] - flat.shape[1]
         z = waves * torch.cat(
-            [flat.new_ones(flat.shape[1]), self.mask.of("fourier")[1].expand(rest)]
+            [flat.new_ones(flat.shape[1]), self.mask.of("fourier")[1].expand(extra)]
         )
         width = width_mask(self.mask.of("width"), WIDTHS, flat)
         out = torch.zeros_like(width)
-        for place, layer in enumerate(self.layers):
-            before = layer(z, self.mask.of("layer_norm"), width, rows)
-            new = sum(
+        for index, layer in enumerate(self.layers):
+            preactivation = layer(z, self.mask.of("layer_norm"), width, rows)
+            output = sum(
                 (
-                    weight * act(before)
+                    weight * act(preactivation)
                     for weight, act in zip(self.mask.of("activation"), ACTIVATIONS.values())
                 ),
                 start=torch.zeros_like(width),
             )
-            z = new + self.mask.of("skip")[1] * z if place > 0 else new
-            out = out + self.mask.of("depth")[place] * z
+            z = output + self.mask.of("skip")[1] * z if index > 0 else output
+            out = out + self.mask.of("depth")[index] * z
         return out
 
 

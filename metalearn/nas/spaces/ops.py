@@ -1,4 +1,4 @@
-"""Operations that architectures are made of, channels last."""
+"""Operations of architectures, channels last."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
 
 
 def half(x: Tensor) -> Tensor:
-    """Every second place, from the first: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    """Take every second pixel, from the first: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     return x[:, ::2, ::2]
 
 
 def avg3(x: Tensor, stride: int = 1) -> Tensor:
-    """Mean over each 3 x 3 window, without padding pixels: [B, H, W, C] -> [B, Ho, Wo, C]."""
+    """Average each 3 x 3 window, without padding pixels: [B, H, W, C] -> [B, Ho, Wo, C]."""
     return _window_sum(x, stride) / _window_sum(x.new_ones((1, *x.shape[1:3], 1)), stride)
 
 
@@ -68,7 +68,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = No
 
 
 def width_mask(weights: Tensor, widths: Sequence[int], like: Tensor) -> Tensor:
-    """Mask of the units of the widest layer: weights [W] of the widths -> [max(widths)]."""
+    """Return the mask of the widest layer's units: weights [W] of the widths -> [max(widths)]."""
     units = torch.arange(widths[-1], device=like.device)
     # compared with numbers: a tensor of the widths would be copied from the host in every pass
     exists = torch.stack([units < width for width in widths])
@@ -101,6 +101,6 @@ class Masks(nn.Module):
             self.register_buffer(place.name, torch.zeros(len(place.choices)))
 
     def of(self, name: str) -> Tensor:
-        """[choices]."""
+        """Return the mask [choices] of a place."""
         mask: Tensor = getattr(self, name)
         return mask

@@ -23,8 +23,8 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 Genotype = tuple[int, ...]  # for each place the index of one of its choices
 Shapes = dict[str, tuple[int, ...]]
-# Masks lie beside the running statistics, under "stats.", so that no gradient step moves them. The
-# supernet's module has them as buffers of its submodule `mask`.
+# Masks are stored with the running statistics, under "stats.", so that no gradient step updates
+# them. The supernet's module has them as buffers of its submodule `mask`.
 MASK = STATS + "mask."
 
 
@@ -84,7 +84,7 @@ def make_space(
     policy: Policy,
     init: Literal["uniform", "xavier"],
 ) -> Space:
-    """A Space from one function, `module(genotype)`; `module(None)` is the supernet."""
+    """Return a Space from one function, `module(genotype)`; `module(None)` is the supernet."""
 
     def build(genotype: Genotype | None) -> Learner:
         return module_learner(lambda: module(genotype), spec, policy=policy, init=init)
@@ -111,7 +111,7 @@ def make_space(
 
 
 def count(learner: Learner, shapes: Shapes) -> Cost:
-    """Parameters and forward FLOPs of one example, by torch's counter on tensors without data."""
+    """Count parameters and forward FLOPs of one example, with torch's counter on meta tensors."""
     with torch.device("meta"):
         params = {name: torch.empty(shape) for name, shape in shapes.items()}
         x = torch.empty((1, *learner.x_shape))
@@ -132,17 +132,17 @@ def check_genotype(places: tuple[Place, ...], genotype: Genotype) -> None:
 
 
 def genotypes(space: Space) -> Iterator[Genotype]:
-    """All genotypes, in order."""
+    """Return all genotypes, in order."""
     return itertools.product(*(range(len(place.choices)) for place in space.places))
 
 
 def classes(space: Space) -> list[Genotype]:
-    """The representatives, in order: one genotype for each function that the space computes."""
+    """Return the representatives, in order: one genotype for each function of the space."""
     return [genotype for genotype in genotypes(space) if space.canonical(genotype) == genotype]
 
 
 def genotype_at(space: Space, index: int) -> Genotype:
-    """Genotype number `index` in the order of `genotypes`."""
+    """Return genotype number `index` in the order of `genotypes`."""
     choices = []
     for place in reversed(space.places):
         index, choice = divmod(index, len(place.choices))
@@ -151,14 +151,14 @@ def genotype_at(space: Space, index: int) -> Genotype:
 
 
 def describe(space: Space, genotype: Genotype) -> str:
-    """A genotype as text, such as `0-1 conv3, 0-2 none, 1-2 skip`."""
+    """Return a genotype as text, such as `0-1 conv3, 0-2 none, 1-2 skip`."""
     return ", ".join(
         f"{place.name} {place.choices[choice]}" for place, choice in zip(space.places, genotype)
     )
 
 
 def shuffled(space: Space, key: Key) -> Iterator[Genotype]:
-    """All representatives in uniformly random order, each once."""
+    """Yield all representatives in uniformly random order, each once."""
     for index in rng.permutation(rng.fold_in(key, "walk"), space.size).tolist():
         genotype = genotype_at(space, index)
         if space.canonical(genotype) == genotype:
@@ -170,16 +170,16 @@ def mutate(space: Space, key: Key, genotype: Genotype) -> Genotype:
 
     All neighbours are equally likely."""
     neighbours = [
-        (*genotype[:place], choice, *genotype[place + 1 :])
-        for place, options in enumerate(space.places)
-        for choice in range(len(options.choices))
-        if choice != genotype[place]
+        (*genotype[:index], choice, *genotype[index + 1 :])
+        for index, place in enumerate(space.places)
+        for choice in range(len(place.choices))
+        if choice != genotype[index]
     ]
     return space.canonical(neighbours[int(rng.integers(key, (), len(neighbours)))])
 
 
 def one_hot(space: Space, genotype: Genotype) -> Params:
-    """The genotype as masks of the supernet: one-hot [choices] for each place."""
+    """Return the genotype as masks of the supernet: one-hot [choices] for each place."""
     check_genotype(space.places, genotype)
     like = {"dtype": space.spec.dtype, "device": space.spec.device}
     masks = {}
@@ -191,21 +191,21 @@ def one_hot(space: Space, genotype: Genotype) -> Params:
 
 
 def softmax_masks(arch: Params, temperature: float | Tensor = 1.0) -> Params:
-    """Masks softmax(arch / temperature) for each place (Liu et al. 2019, equation 2)."""
+    """Return masks softmax(arch / temperature) for each place (Liu et al. 2019, equation 2)."""
     return {MASK + name: torch.softmax(value / temperature, -1) for name, value in arch.items()}
 
 
 def argmax_genotype(space: Space, arch: Params) -> Genotype:
-    """The representative of the genotype with the largest weight at each place."""
+    """Return the representative of the genotype with the largest weight at each place."""
     return space.canonical(tuple(int(arch[place.name].argmax()) for place in space.places))
 
 
 def embed(space: Space, genotype: Genotype, params: Params) -> Params:
-    """The supernet's parameters, masks included, that compute what a network computes.
+    """Return the supernet's parameters, with masks, that compute the same as a network.
 
     Leaves are padded with zeros and may have leading axes. The initial values of a narrow layer
-    keep the scale of its own fan-in. ValueError for a genotype that is not canonical: operations
-    that do not reach its output would reach the supernet's."""
+    keep the scale of its own fan-in. Raises ValueError for a genotype that is not canonical:
+    operations that do not reach its output would reach the supernet's."""
     if space.canonical(genotype) != genotype:
         text = f"genotype {genotype} must be its representative {space.canonical(genotype)}"
         raise ValueError(text)
@@ -216,7 +216,7 @@ def embed(space: Space, genotype: Genotype, params: Params) -> Params:
         if name in shapes:
             sizes = zip(reversed(shape), reversed(shapes[name]))
             full[name] = F.pad(
-                params[name], [pad for wide, narrow in sizes for pad in (0, wide - narrow)]
+                params[name], [pad for large, small in sizes for pad in (0, large - small)]
             )
         else:
             full[name] = like.new_zeros((*lead, *shape))
@@ -225,7 +225,7 @@ def embed(space: Space, genotype: Genotype, params: Params) -> Params:
 
 
 def extract_subnet(space: Space, genotype: Genotype, full: Params) -> Params:
-    """A network's parameters out of the supernet's: the first channels of each of its leaves.
+    """Return a network's parameters from the supernet's: the first channels of each leaf.
 
     Leaves have a leading L."""
     part = {}
@@ -237,10 +237,10 @@ def extract_subnet(space: Space, genotype: Genotype, full: Params) -> Params:
 
 
 def insert_subnet(full: Params, part: Params) -> Params:
-    """The supernet's parameters with those of an extracted subnet; leaves have a leading L."""
-    new = dict(full)
+    """Return the supernet's parameters with those of a subnet; leaves have a leading L."""
+    updated = dict(full)
     for name, value in part.items():
-        whole = full[name].clone()
-        whole[tuple(slice(size) for size in value.shape)] = value
-        new[name] = whole
-    return new
+        leaf = full[name].clone()
+        leaf[tuple(slice(size) for size in value.shape)] = value
+        updated[name] = leaf
+    return updated

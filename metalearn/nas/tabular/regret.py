@@ -1,4 +1,4 @@
-"""Regret and rank of architectures by a table, and of searchers that the table answers."""
+"""Regret and rank of architectures in a table, and of searchers that run on a table."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from metalearn.types import Key
 
 
 def regret(table: Table, space: Space, genotype: Genotype, task: int | None = None) -> float:
-    """Difference of value, in accuracy or loss, between the best network and a genotype."""
+    """Return the difference of value, in accuracy or loss, of the best network and a genotype."""
     values = table.values(task)
     return float(values.max() - values[table.index(space, genotype)])
 
 
 def rank(table: Table, space: Space, genotype: Genotype, task: int | None = None) -> int:
-    """Rank of a genotype among all networks: 1 is the best; ties share the better rank."""
+    """Return the rank of a genotype among all networks: 1 is the best; ties share the best rank."""
     values = table.values(task)
     return int((values > values[table.index(space, genotype)]).sum()) + 1
 
 
 def expected_pick(scores: Array, values: Array, draws: int) -> float:
-    """Mean value of the best-scored of `draws` random networks: scores [G], values [G].
+    """Return the mean value of the best-scored of `draws` random networks: scores, values [G].
 
     With ranks i = 0 .. G-1 by score, P(the best is i) = C(i, n-1) / C(G, n); networks with equal
     scores are equally likely. With scores = values it is the expected maximum of n networks drawn
@@ -34,12 +34,12 @@ def expected_pick(scores: Array, values: Array, draws: int) -> float:
     shared = (np.bincount(group, np.asarray(values, np.float64)) / sizes)[group]
     order, count = np.argsort(group, kind="stable"), len(scores)
     draws = min(draws, count)
-    ways = [math.comb(place, draws - 1) / math.comb(count, draws) for place in range(count)]
-    return float(np.dot(ways, shared[order]))
+    chances = [math.comb(index, draws - 1) / math.comb(count, draws) for index in range(count)]
+    return float(np.dot(chances, shared[order]))
 
 
 def random_control(table: Table, draws: int, task: int | None = None, truth: bool = False) -> float:
-    """Exact expected regret of random search with `draws` candidates.
+    """Return the exact expected regret of random search with `draws` candidates.
 
     `truth` ranks them by their values, not by the scores of the table."""
     values = table.values(task)
@@ -48,7 +48,7 @@ def random_control(table: Table, draws: int, task: int | None = None, truth: boo
 
 
 def mean_architecture(table: Table, task: int | None = None) -> float:
-    """Expected regret of a network drawn at random, the baseline of every search."""
+    """Return the expected regret of a random network, the baseline of every search."""
     values = table.values(task)
     return float(values.max() - values.mean())
 
@@ -63,7 +63,7 @@ def simulate(
     standard_errors: float = 0.0,
     truth: bool = False,
 ) -> Genotype:
-    """The genotype that a searcher chooses on a table, for one task or for the mean of all."""
+    """Return the genotype that a searcher chooses on a table, for one task or the mean of all."""
     values = table.values(task)
 
     def score(genotype: Genotype, share: float) -> Score:

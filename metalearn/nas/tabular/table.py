@@ -1,6 +1,6 @@
 """The table of a benchmark whose truth is known, stored as one file.
 
-The file holds every loss as measured, also those of diverged trainings, up to infinity. The value
+The file has every loss as measured, also those of diverged trainings, up to infinity. The value
 of a network caps losses at `Table.largest_loss`, as otherwise one loss of 1e30 would decide every
 mean and every regret."""
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Truth and scores of all networks of a space; rows that are not yet trained hold NaN."""
+    """Truth and scores of all networks of a space; rows not yet trained are NaN."""
 
     # Plain data: space, spec, points, tasks, seeds, and how the networks were trained.
     header: dict[str, Any]
@@ -65,13 +65,13 @@ class Table:
         return bool(self.header["spec"]["kind"] == "classification")
 
     def index(self, space: Space, genotype: Genotype) -> int:
-        """The row of a genotype, by its representative."""
-        target_steps = np.asarray(space.canonical(genotype))
-        return int((self.genotypes == target_steps).all(1).nonzero()[0][0])
+        """Return the row of a genotype's representative."""
+        representative = np.asarray(space.canonical(genotype))
+        return int((self.genotypes == representative).all(1).nonzero()[0][0])
 
     @functools.cached_property
     def largest_loss(self) -> Array:
-        """Cap of the losses, [1, T, 1, 1]: ten times the median loss at the first point.
+        """Return the cap of the losses, [1, T, 1, 1]: ten times the median loss at the first point.
 
         The median is over the trained networks. Infinity for classes, whose accuracy has a floor,
         and on a task where half of the networks diverge at once."""
@@ -82,18 +82,18 @@ class Table:
 
     @property
     def unbounded(self) -> bool:
-        """Whether losses of a regression task have no cap, so that regrets may be infinite."""
+        """Return whether losses of a regression task have no cap: regrets may be infinite."""
         trained = not self.classification and bool(self.done.any())
         return trained and not bool(np.isfinite(self.largest_loss).all())
 
     @property
     def diverged(self) -> float:
-        """Share of the trainings whose last loss is not finite, or above `largest_loss`."""
+        """Return the fraction of trainings with a last loss not finite or above `largest_loss`."""
         last = _infinite(self.rows.loss[self.done][..., -1:])
         return float((~np.isfinite(last) | (last > self.largest_loss)).mean()) if len(last) else 0.0
 
     def quality(self) -> Array:
-        """Value of each training at each point, higher is better: [G, T, R, P].
+        """Return the value of each training at each point, higher is better: [G, T, R, P].
 
         Accuracy for classes; for regression minus the loss, capped at `largest_loss`. Minus
         infinity for rows that are not trained."""
@@ -104,31 +104,31 @@ class Table:
         return np.where(self.done[:, None, None, None], quality, -np.inf)
 
     def truth(self) -> Array:
-        """Value of each network: `quality` at the last point, averaged over seeds: [G, T]."""
+        """Return the value of each network: mean `quality` at the last point over seeds: [G, T]."""
         truth: Array = self.quality()[..., -1].mean(-1)
         return truth
 
     def values(self, task: int | None) -> Array:
-        """Truth of one task, or the mean over all: [G]."""
+        """Return the truth of one task, or the mean over all: [G]."""
         truth = self.truth()
-        found: Array = truth.mean(1) if task is None else truth[:, task]
-        return found
+        values: Array = truth.mean(1) if task is None else truth[:, task]
+        return values
 
     def scores(self, task: int | None, share: float = 1.0) -> tuple[Array, Array]:
-        """(score, standard error), [G] each, that a search sees after a share of the training.
+        """Return (score, standard error), [G] each, after a fraction `share` of the training.
 
         Of all tasks together: the mean over tasks, and the standard error of that mean. A network
         that diverged on one task has standard error 0, as on that task alone."""
         target_steps = max(1, round(share * self.points[-1]))
-        place = max((i for i, point in enumerate(self.points) if point <= target_steps), default=0)
-        score = self.rows.score[..., place].astype(np.float64)
+        index = max((i for i, point in enumerate(self.points) if point <= target_steps), default=0)
+        score = self.rows.score[..., index].astype(np.float64)
         if task is not None:
-            return score[:, task], self.rows.error[:, task, place].astype(np.float64)
-        known = np.where(np.isfinite(score).all(1, keepdims=True), score, 0)
-        return score.mean(1), known.std(1, ddof=1) / math.sqrt(score.shape[1])
+            return score[:, task], self.rows.error[:, task, index].astype(np.float64)
+        finite_score = np.where(np.isfinite(score).all(1, keepdims=True), score, 0)
+        return score.mean(1), finite_score.std(1, ddof=1) / math.sqrt(score.shape[1])
 
     def save(self) -> bytes:
-        """The file: npz without pickles, the header as JSON text."""
+        """Return the file's bytes: npz without pickles, the header as JSON text."""
         buffer = io.BytesIO()
         arrays = {name: getattr(self, name) for name in ("genotypes", "params", "flops", "done")}
         header = np.array(json.dumps(self.header))
@@ -137,12 +137,12 @@ class Table:
 
 
 def _infinite(losses: Array) -> Array:
-    """NaN replaced by infinity."""
+    """Return losses with NaN replaced by infinity."""
     return np.where(np.isnan(losses), np.inf, losses)
 
 
 def load(path: Path) -> Table:
-    """Read a table from its file; DataError where the file is damaged or holds no table."""
+    """Read a table from its file; raises DataError if the file is damaged or not a table."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
@@ -165,15 +165,15 @@ def empty(
     seeds: int,
     facts: dict[str, Any],
 ) -> Table:
-    """A table without a trained row; `facts` are plain data for the header, such as the tasks."""
-    found, spec = classes(space), space.spec
+    """Return a table without trained rows; `facts` are plain data for the header."""
+    genotypes, spec = classes(space), space.spec
     fields = {"space", "search_steps", "inner_lr", "inner_momentum", "folds", "repeats"}
     training = options.model_dump(mode="json", include=fields)
     header = {
         "schema": SCHEMA,
         "space": space.name,
         "size": space.size,
-        "classes": len(found),
+        "classes": len(genotypes),
         "spec": {name: getattr(spec, name) for name in ("kind", "ways", "shots", "x_shape")},
         "normalisation": space.supernet.normalisation,
         "points": list(points),
@@ -182,25 +182,26 @@ def empty(
         "training": {**training, "search_steps": points[-1]},
         **facts,
     }
-    cost = [space.cost(genotype) for genotype in found]
-    shapes = [(len(found), tasks, *rest, len(points)) for rest in ((seeds,), (seeds,), (), ())]
+    cost = [space.cost(genotype) for genotype in genotypes]
+    seed_axes: list[tuple[int, ...]] = [(seeds,), (seeds,), (), ()]
+    shapes = [(len(genotypes), tasks, *axes, len(points)) for axes in seed_axes]
     return Table(
         json.loads(json.dumps(header)),
-        np.asarray(found, np.int16),
-        np.asarray([one.params for one in cost]),
-        np.asarray([one.flops for one in cost]),
-        np.zeros(len(found), bool),
+        np.asarray(genotypes, np.int16),
+        np.asarray([network.params for network in cost]),
+        np.asarray([network.flops for network in cost]),
+        np.zeros(len(genotypes), bool),
         Row(*(np.full(shape, np.nan, np.float32) for shape in shapes)),
     )
 
 
 def with_row(table: Table, number: int, row: Row) -> Table:
-    """The table with one more trained network."""
+    """Return the table with one more trained network."""
 
-    def put(whole: Array, part: Array) -> Array:
-        new = whole.copy()
-        new[number] = part
-        return new
+    def with_value(column: Array, value: Array) -> Array:
+        updated = column.copy()
+        updated[number] = value
+        return updated
 
-    rows = Row(*(put(whole, part) for whole, part in zip(table.rows, row)))
-    return replace(table, done=put(table.done, np.asarray(True)), rows=rows)
+    rows = Row(*(with_value(array, part) for array, part in zip(table.rows, row)))
+    return replace(table, done=with_value(table.done, np.asarray(True)), rows=rows)
