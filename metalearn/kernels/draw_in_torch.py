@@ -57,25 +57,25 @@ def episode_rows(
 
 
 def _choose_rows(
-    words: Tensor, order: Tensor, class_ids: Tensor, counts: Tensor, starts: Tensor, sizes: Sizes
+    bits: Tensor, order: Tensor, class_ids: Tensor, counts: Tensor, starts: Tensor, sizes: Sizes
 ) -> Tensor:
     """Return K + Q different rows of each class, in random order: [T, N, K + Q].
 
-    words [T, N m] and order [T, N (K + Q)] or [T, 0] are those of `words_of`."""
+    bits [T, N m] and order [T, N (K + Q)] or [T, 0] are those of `words_of`."""
     examples, tasks = sizes.shots + sizes.queries, class_ids.shape[0]
-    words = words.reshape(tasks, sizes.ways, words.shape[-1] // sizes.ways)
+    bits = bits.reshape(tasks, sizes.ways, bits.shape[-1] // sizes.ways)
     if order.shape[-1]:
-        order = order.reshape(words.shape)
-        chosen = rng.floyd(words, order, sizes.same or counts[class_ids])
+        order = order.reshape(bits.shape)
+        chosen = rng.floyd(bits, order, sizes.same or counts[class_ids])
     else:
-        chosen = words.argsort(-1)[..., :examples]
+        chosen = bits.argsort(-1)[..., :examples]
     return chosen + starts[class_ids].unsqueeze(-1)
 
 
-def _permuted(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows [T, N, R] and labels along N, permuted by words [T, N R]: twice [T, N R]."""
+def _permuted(bits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows [T, N, R] and labels along N, permuted by bits [T, N R]: twice [T, N R]."""
     tasks, classes, examples = rows.shape
-    order = words.argsort(-1)
+    order = bits.argsort(-1)
     labels = order // examples if examples > 1 else order
     return rows.reshape(tasks, classes * examples).gather(-1, order), labels
 

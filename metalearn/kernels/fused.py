@@ -2,9 +2,8 @@
 
 Values are whole ([*L, C]), columns ([*L, 1] or [*L]: a number for each row), one row for all ([C],
 only read) or single numbers []. A program holds some rows, each in one piece; where no operation is
-along rows an array is cut into pieces that fit. What the kernel computes are lines of text
-(executors/passes/fusion.py); what it must agree with are the operations that they stand for
-(choice.py)."""
+along rows an array is cut into chunks that fit. What the kernel computes are lines of text
+(executors/passes/fusion.py); it must agree with the operations that they replace (choice.py)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def kernel() -> Kernel | None:
 
 
 def why_not() -> str | None:
-    """Return why there is no kernel, as a sentence, or None if there is one."""
+    """Return the reason if the compiled functions are unavailable, else None."""
     kernel()
     return _why_not
 
