@@ -32,7 +32,7 @@ class HorizonComponent(Component):
 
     @abstractmethod
     def draw(self, key: Key, dtype: torch.dtype) -> Tensor:
-        """One length: []."""
+        """Sample one length: []."""
 
 
 class Constant(HorizonComponent):
@@ -89,13 +89,13 @@ Horizon = Annotated[Constant | LogUniform, OneOf(HORIZONS, HorizonComponent, "ho
 
 
 def round_up_to_windows(steps: Tensor, unroll: int) -> Tensor:
-    """A length [] as the next whole number of windows, at least one."""
+    """Round a length [] up to whole windows, at least one."""
     # The subtrahend keeps 100 / 20 at 5 windows under rounding errors.
     return unroll * (steps / unroll - 1e-4).ceil().clamp(min=1)
 
 
 def staggered_length(horizon: Tensor, key: Key, unroll: int) -> Tensor:
-    """A part of the horizon [], uniform over its windows, for runs that end at different times."""
+    """Sample a length [], uniform over the windows of the horizon, to stagger the ends of runs."""
     windows = horizon / unroll
-    drawn = (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor()
-    return unroll * drawn.clamp(min=0).add(1)
+    index = (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor()
+    return unroll * index.clamp(min=0).add(1)

@@ -62,7 +62,7 @@ from metalearn.types import (
 
 
 class Lane(NamedTuple):
-    """The inner run of a task slot; checkpoints hold it by the names of its fields."""
+    """The inner run of a task slot; checkpoints store it under the names of its fields."""
 
     problem: Problem
     kept: Any  # the estimator's carry
@@ -169,7 +169,7 @@ class LearnOptimizer(MethodComponent):
         return {"start": "random", "optimizer": self.rule.name}
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; ConfigError where options do not fit them."""
+        """Build the method for tasks of `spec`; raises ConfigError if the options do not fit."""
         require_no_noise(self.name, learner)
         require_no_padding(self.name, spec)
         self._check(spec)
@@ -178,11 +178,11 @@ class LearnOptimizer(MethodComponent):
         target = optimizee(learner, spec, self.batch, self.rescale)
         outer_loss = OuterLoss(self.outer_on, self.outer_at, self.outer_of, self.bound)
         run = inner_run(target, learned, self.unroll, outer_loss, self.first_order)
-        task_grad, lanes = self._whole_runs(run, spec), None
+        task_grad, lanes = self._whole_run_task_grad(run, spec), None
         if not self.whole:
-            task_grad, lanes = self._windows(run, spec), self._lanes(run, learned, spec)
+            task_grad, lanes = self._windowed_task_grad(run, spec), self._lanes(run, learned, spec)
         update = make_update(outer)
-        # Of rules with one rate for each parameter, the head's number of rates is fixed too.
+        # A rule with one rate for each parameter fixes the number of rates of the head, too.
         traits = make_traits(learner, fixed_ways=self.rule.fixed_shapes)
         return Method(
             spec,
@@ -190,7 +190,7 @@ class LearnOptimizer(MethodComponent):
             lambda key: init_state(
                 learned.init(key.to(spec.device)), outer, lanes and lanes(key, 1)
             ),
-            *make_learn_functions(*learn_new_network(learned, learner, spec, self.batch)),
+            *make_learn_functions(*make_new_network_functions(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
             step=make_step_over_tasks(task_grad, update, spec),
@@ -206,31 +206,31 @@ class LearnOptimizer(MethodComponent):
             raise ConfigError(("method.batch", text))
 
     def _problem(self, spec: EpisodeSpec, episode: Episode) -> Problem:
-        """A new inner problem; with `stagger` shorter in the first outer step."""
+        """Return a new inner problem; with `stagger` it is shorter in the first outer step."""
         key, step = episode.info["key"], episode.info["step"]
-        drawn = self.horizon.draw(rng.fold_in(key, "horizon"), step.dtype)
-        horizon = round_up_to_windows(drawn, self.unroll)
+        length = self.horizon.draw(rng.fold_in(key, "horizon"), step.dtype)
+        horizon = round_up_to_windows(length, self.unroll)
         if self.stagger:
-            part = staggered_length(horizon, rng.fold_in(key, "stagger"), self.unroll)
-            horizon = torch.where(step == 0, part, horizon)
+            staggered = staggered_length(horizon, rng.fold_in(key, "stagger"), self.unroll)
+            horizon = torch.where(step == 0, staggered, horizon)
         require_no_padding(self.name, spec, episode.support, episode.query)
         return Problem(episode.support, episode.query, key, horizon)
 
     def _window(self, run: Run) -> Callable[..., tuple[Grads, Metrics, Any]]:
-        """(theta, carry, problem, key) -> (clipped gradient, metrics, carry)."""
+        """Return a function (theta, carry, problem, key) -> (clipped gradient, metrics, carry)."""
         estimate = self.estimator.build().estimate
 
         def window(
             theta: Theta, carry: Any, problem: Problem, key: Key
         ) -> tuple[Grads, Metrics, Any]:
-            found = estimate(run, theta, carry, problem, rng.fold_in(key, "window"))
-            grads, metrics = clip_or_zero(found.grads, self.clip)
-            metrics = {"outer_loss": found.loss.detach(), **metrics, "diverged": found.diverged}
-            return grads, metrics, found.carry
+            result = estimate(run, theta, carry, problem, rng.fold_in(key, "window"))
+            grads, metrics = clip_or_zero(result.grads, self.clip)
+            metrics = {"outer_loss": result.loss.detach(), **metrics, "diverged": result.diverged}
+            return grads, metrics, result.carry
 
         return window
 
-    def _whole_runs(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
+    def _whole_run_task_grad(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
         begin, window = self.estimator.build().begin, self._window(run)
 
         def task_grad(meta: Theta, episode: Episode) -> tuple[Grads, Metrics]:
@@ -240,13 +240,13 @@ class LearnOptimizer(MethodComponent):
 
         return task_grad
 
-    def _windows(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
+    def _windowed_task_grad(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
         begin, window = self.estimator.build().begin, self._window(run)
 
         def task_grad(meta: Theta, episode: Episode, lane: Lane) -> tuple[Grads, Metrics, Lane]:
             ended = lane.step >= lane.problem.horizon
-            problem = _where(ended, self._problem(spec, episode), lane.problem)
-            carry = _where(ended, begin(run, meta, problem), lane.kept)
+            problem = _select(ended, self._problem(spec, episode), lane.problem)
+            carry = _select(ended, begin(run, meta, problem), lane.kept)
             step = torch.where(ended, torch.zeros_like(lane.step), lane.step)
             grads, metrics, carry = window(meta, carry, problem, episode.info["key"])
             return grads, metrics, Lane(problem, carry, step + self.unroll)
@@ -263,28 +263,28 @@ class LearnOptimizer(MethodComponent):
             zero = torch.zeros((), dtype=spec.dtype, device=spec.device)
             support, query = _zero_batch(spec, spec.shots), _zero_batch(spec, spec.queries)
             problem = Problem(support, query, key, zero)
-            # Its run has ended: the values are never read.
+            # The run counts as ended, so its values are never read.
             lane = Lane(problem, begin(run, learned.init(key), problem), zero)
             return tree_map(lambda x: x.detach().expand(num, *x.shape).clone(), lane)
 
         return lanes
 
 
-def learn_new_network(
+def make_new_network_functions(
     learned: LearnedRule, learner: Learner, spec: EpisodeSpec, batch: int | None
 ) -> tuple[Callable[..., list[Params]], Callable[..., Tensor]]:
-    """`adapt` and `predict` of one task: a new network trained by the learned rule.
+    """Return `adapt` and `predict` of a task: a new network is trained by the learned rule.
 
-    The horizon is the last point."""
+    The horizon is the last of `steps`."""
     loss_of = criterion(spec)
 
     def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
         require_no_padding("learn_optimizer", spec, support)
-        params, draws = learner.init(rng.fold_in(key, "start")), rng.fold_in(key, "batch")
+        params, batch_key = learner.init(rng.fold_in(key, "start")), rng.fold_in(key, "batch")
         rule = bind_theta(learned, meta, max(steps[-1], 1))
 
         def loss(params: Params, data: Batch, step: int) -> Tensor:
-            data = minibatch(data, draws, torch.full_like(draws, step), batch)
+            data = minibatch(data, batch_key, torch.full_like(batch_key, step), batch)
             return loss_of(learner.apply(params, data.x), data.y)
 
         return adapt(loss, params, rule, support, steps[-1], keep=steps).points
@@ -295,15 +295,15 @@ def learn_new_network(
     return adapt_task, predict
 
 
-def _where(condition: Tensor, a: Any, b: Any) -> Any:
-    """a where `condition` [], else b, leaf by leaf."""
+def _select(condition: Tensor, a: Any, b: Any) -> Any:
+    """Return a where `condition` [] is true, else b, leaf by leaf."""
     return tree_map(lambda x, y: torch.where(condition, x, y), a, b)
 
 
-def _zero_batch(spec: EpisodeSpec, each: int) -> Batch:
-    """A batch of zeros of the shape of a task's support or query set."""
-    rows = spec.ways * each
-    x = torch.zeros((rows, *spec.x_shape), dtype=spec.dtype, device=spec.device)
+def _zero_batch(spec: EpisodeSpec, per_class: int) -> Batch:
+    """Return zeros with the shape of the support or query set of a task."""
+    size = spec.ways * per_class
+    x = torch.zeros((size, *spec.x_shape), dtype=spec.dtype, device=spec.device)
     if spec.classification:
-        return Batch(x, torch.zeros(rows, dtype=torch.int64, device=spec.device))
-    return Batch(x, torch.zeros((rows, spec.outputs), dtype=spec.dtype, device=spec.device))
+        return Batch(x, torch.zeros(size, dtype=torch.int64, device=spec.device))
+    return Batch(x, torch.zeros((size, spec.outputs), dtype=spec.dtype, device=spec.device))

@@ -30,9 +30,9 @@ from metalearn.learned_optimizers.rules.learned_rule import (
     LearnedRule,
     Theta,
     bind_theta,
-    update_of,
+    make_bound_update,
 )
-from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, needs_start, start_of
+from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, build_start, needs_start
 from metalearn.losses import criterion, metrics
 from metalearn.padding import predict_with_weights, zero_padding
 from metalearn.rng import fold_in
@@ -51,7 +51,7 @@ from metalearn.types import (
     UpdateRule,
 )
 
-THETA = "rule"  # leaf of the meta that the outer rule updates; "params" beside it stay fixed
+THETA = "rule"  # branch of the meta that the outer rule updates; "params" stay fixed
 
 
 class LearnToOptimize(MethodComponent):
@@ -104,9 +104,9 @@ class LearnToOptimize(MethodComponent):
 
     @model_validator(mode="after")
     def _check_loss_at(self) -> LearnToOptimize:
-        at = self.losses_at
-        if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > self.inner_steps:
-            text = f"loss_at: {list(at)} must be ascending, without repeats, from 1 to"
+        steps = self.losses_at
+        if list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] > self.inner_steps:
+            text = f"loss_at: {list(steps)} must be ascending, without repeats, from 1 to"
             raise ValueError(f"{text} inner_steps {self.inner_steps}")
         return self
 
@@ -135,18 +135,18 @@ class LearnToOptimize(MethodComponent):
         return {"start": LABELS[self.init], "optimizer": self.rule.name}
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; ConfigError without queries."""
+        """Build the method for tasks of `spec`; raises ConfigError without queries."""
         require_no_noise(self.name, learner)
         if spec.queries < 1:
             text = f"must be >= 1 (got {spec.queries}): learned_optimizer minimises the query loss"
             raise ConfigError(("task.queries", text))
-        outer, start = self.outer.build(meta_steps), start_of(self.init, learner, spec)
+        outer, start = self.outer.build(meta_steps), build_start(self.init, learner, spec)
         learned = self.rule.build(spec.dtype, like=learner.init(fold_in(0, "shapes")))
         loss = support_loss(learner, spec)
-        task_grad, update = self._task_grad(learner, spec, learned, start), update_of_theta(outer)
+        task_grad, update = self._task_grad(learner, spec, learned, start), make_theta_update(outer)
 
         def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
-            rule, phi = learned.rule(meta[THETA], self.inner_steps), start.of_task(meta, key)
+            rule, phi = learned.rule(meta[THETA], self.inner_steps), start.init_params(meta, key)
             return adapt(loss, phi, rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -175,11 +175,12 @@ class LearnToOptimize(MethodComponent):
         def apply(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
-        answer = predict_with_weights(apply, None)
-        rule_update = update_of(learned)  # one function for all tasks and steps, compiled once
+        predict_all = predict_with_weights(apply, None)
+        # One function for all tasks and steps, compiled once.
+        rule_update = make_bound_update(learned)
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-            phi = start.of_task(meta, episode.info["key"])
+            phi = start.init_params(meta, episode.info["key"])
             support, query = zero_padding(episode.support), zero_padding(episode.query)
 
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
@@ -194,25 +195,25 @@ class LearnToOptimize(MethodComponent):
                     first_order=self.first_order,
                     step_invariant=True,
                 )
-                outputs = answer({}, path.points, support, query.x, query.weight)
-                losses = [loss_of(output, query.y, query.weight) for output in outputs]
-                found = metrics(spec, outputs[-1], query.y, query.weight)
-                return torch.stack(losses).mean(), found
+                outputs = predict_all({}, path.points, support, query.x, query.weight)
+                losses = [loss_of(predictions, query.y, query.weight) for predictions in outputs]
+                task_metrics = metrics(spec, outputs[-1], query.y, query.weight)
+                return torch.stack(losses).mean(), task_metrics
 
-            value, pull, found = torch.func.vjp(query_loss, meta[THETA], has_aux=True)  # type: ignore[misc]
-            (grads,) = pull(torch.ones_like(value), retain_graph=False)
-            grads, norms = clip_or_zero(grads, self.clip)
-            return {THETA: grads}, {**found, **norms}
+            loss_value, vjp_fn, task_metrics = torch.func.vjp(query_loss, meta[THETA], has_aux=True)  # type: ignore[misc]
+            (grads,) = vjp_fn(torch.ones_like(loss_value), retain_graph=False)
+            grads, grad_metrics = clip_or_zero(grads, self.clip)
+            return {THETA: grads}, {**task_metrics, **grad_metrics}
 
         return task_grad
 
 
-def update_of_theta(outer: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule on theta; the parameters stay fixed."""
+def make_theta_update(outer: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
+    """Return `Method.update`: one step of the outer rule on theta; the parameters stay fixed."""
     update_theta = make_update(outer)
 
     def update(state: MetaState, grads: Grads) -> MetaState:
-        after = update_theta(state._replace(meta=state.meta[THETA]), grads[THETA])
-        return after._replace(meta={**state.meta, THETA: after.meta})
+        next_state = update_theta(state._replace(meta=state.meta[THETA]), grads[THETA])
+        return next_state._replace(meta={**state.meta, THETA: next_state.meta})
 
     return update

@@ -22,14 +22,14 @@ LABELS = {"random": "random", "pretrained": "pretrained", "meta": "meta-learned"
 
 
 class Start(NamedTuple):
-    """The parameters that a meta holds, and the initial ones of a task."""
+    """The fixed parameters of the meta, and the initial parameters of a task."""
 
     meta: Callable[[Key], dict[str, Params]]  # {"params": ...}, set by `method.start`; or {}
-    of_task: Callable[[Meta, Key], Params]  # (meta, the task's key) -> phi_0
+    init_params: Callable[[Meta, Key], Params]  # (meta, the task's key) -> phi_0
 
 
-def start_of(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
-    """The start of every task of `spec`; parameters in the meta stay fixed."""
+def build_start(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
+    """Build the initialization of every task of `spec`; parameters in the meta stay fixed."""
     if init == "random":
         return Start(lambda key: {}, lambda meta, key: learner.init(key))
     if init == "meta" or not spec.classification:
@@ -40,21 +40,21 @@ def start_of(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
     def body(key: Key) -> dict[str, Params]:
         return {"params": partition(learner.init(key), is_head)[1]}
 
-    def of_task(meta: Meta, key: Key) -> Params:
+    def init_params(meta: Meta, key: Key) -> Params:
         return {**meta["params"], **fresh_linear(key, spec.outputs, head)}
 
-    return Start(body, of_task)
+    return Start(body, init_params)
 
 
 def needs_start(init: Init) -> str:
-    """Why a method with this start needs another run; empty where it does not."""
+    """Return why a method with this `init` needs another run; empty if it does not."""
     if init == "random":
         return ""
     if init == "meta":
-        other = "an experiment or method that learns an initialization, such as maml"
+        source = "an experiment or method that learns an initialization, such as maml"
     else:
-        other = "a run of fine_tune"
+        source = "a run of fine_tune"
     return (
-        f"is missing: init {init} starts from the network of another run: set start to {other}, "
+        f"is missing: init {init} starts from the network of another run: set start to {source}, "
         "or use init: random"
     )

@@ -23,7 +23,7 @@ from metalearn.types import Params, State, UpdateRule
 
 OPTIONS = {"lr": 1.0, "weight_decay": 0.0}  # of a group, with their defaults
 STATE = "rule"  # key of the rule's state, by name, in the state of the first parameter
-COUNT = "steps"  # key of the number of steps made, beside it
+COUNT = "steps"  # key of the number of steps made, in the same state
 DTYPES = (torch.float32, torch.float64)  # second moments underflow in fewer bits
 HALF = (torch.float16, torch.bfloat16)
 
@@ -50,22 +50,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {**OPTIONS, "num_steps": num_steps})
         self._initialized = True
         self._check_parameters()
-        moving = self._parameters()
-        like = next(iter(moving.values()))
+        updated = self._updated_parameters()
+        like = next(iter(updated.values()))
         self.theta = {name: value.detach().to(like) for name, value in theta.items()}
-        self._learned: LearnedRule = rule.build(like.dtype, like=moving)
+        self._learned: LearnedRule = rule.build(like.dtype, like=updated)
         self._check_theta(like)
         self._update_rule()  # raises its errors here and not at the first step
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer in a file of `save`, for `params` and `num_steps` steps in all."""
-        rule, theta = read(Path(path))
+        """Load the optimizer from a file of `save`, for `params` and `num_steps` steps in total."""
+        rule, theta = read_rule(Path(path))
         return cls(params, rule, theta, num_steps)
 
     def save(self, path: str | Path) -> None:
         """Write the rule's options and theta, for `load`; the parameters are not written."""
-        write(Path(path), self.rule, self.theta)
+        write_rule(Path(path), self.rule, self.theta)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -76,14 +76,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy or pickle; `load_state_dict` passes state and groups alone."""
+        """Restore a copy or pickle; `load_state_dict` passes only state and groups."""
         super().__setstate__(state)
         if "rule" in state:
-            moving = self._parameters()
-            self._learned = self.rule.build(next(iter(moving.values())).dtype, like=moving)
+            updated = self._updated_parameters()
+            self._learned = self.rule.build(next(iter(updated.values())).dtype, like=updated)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The state of an optimizer with this rule; ConfigError for that of any other."""
+        """Load the state of an optimizer with this rule; raises ConfigError for any other."""
         if not all("num_steps" in group for group in state_dict.get("param_groups", [{}])):
             text = "belongs to another optimizer: its groups have no num_steps"
             raise ConfigError(("state_dict", text))
@@ -120,7 +120,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             name = self.rule.name
             text = f"{name} needs the loss: call step(closure) or step(loss=loss)"
             raise ConfigError(("step", text))
-        params = self._parameters()
+        params = self._updated_parameters()
         grads = {name: _gradient(name, param) for name, param in params.items()}
         like = next(iter(params.values()))
         value = like.new_zeros(()) if loss is None else _loss(loss, like)
@@ -150,7 +150,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             log.warning(f"{text} them it may diverge; give num_steps as the number of all steps")
 
     def _options(self) -> dict[Tensor, tuple[float, float]]:
-        """(factor on the updates, weight decay) of each parameter."""
+        """Return (factor of the updates, weight decay) of each parameter."""
         return {
             param: (float(group["lr"]), float(group["weight_decay"]))
             for group in self.param_groups
@@ -161,7 +161,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._learned.rule(self.theta, self.param_groups[0]["num_steps"])
 
     def _state(self, rule: UpdateRule, params: Params) -> State:
-        """The rule's state as a tree; a state_dict holds it flat."""
+        """Return the state of the rule as a tree; a state_dict stores it flat."""
         initial = rule.init({name: param.detach() for name, param in params.items()})
         stored = self.state[next(iter(params.values()))].get(STATE)
         if stored is None:
@@ -172,35 +172,40 @@ class LearnedOptimizer(torch.optim.Optimizer):
             text = f"belongs to another rule or other parameters: {error.args[0]}"
             raise ConfigError(("state_dict", text)) from error
 
-    def _parameters(self) -> Params:
-        """The parameters that the rule moves, by the names that the optimizer was given, or else by
-        their numbers among all."""
-        return {name: param for name, param in self._named().items() if not _left_alone(param)}
+    def _updated_parameters(self) -> Params:
+        """Return the parameters that the rule updates, by name.
 
-    def _named(self) -> Params:
-        """All parameters by name."""
+        The names are those passed to the optimizer, else the indices among all parameters."""
+        return {
+            name: param
+            for name, param in self._named_parameters().items()
+            if not _is_excluded(param)
+        }
+
+    def _named_parameters(self) -> Params:
+        """Return all parameters by name."""
         named: Params = {}
         for group in self.param_groups:
             names = group.get("param_names") or [
-                str(len(named) + place) for place in range(len(group["params"]))
+                str(len(named) + index) for index in range(len(group["params"]))
             ]
             named.update(zip(names, group["params"], strict=True))
         return named
 
     def _check_parameters(self) -> None:
-        given = [param for group in self.param_groups for param in group["params"]]
-        every = [param for param in given if not _left_alone(param)] or given
-        kinds = {(param.dtype, param.device) for param in every}
-        if len(kinds) > 1 or every[0].dtype not in DTYPES:
-            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace(
-                "torch.", ""
-            )
-            text = f"are {found}: a learned rule updates float32 or float64 on one device"
+        params = [param for group in self.param_groups for param in group["params"]]
+        updated = [param for param in params if not _is_excluded(param)] or params
+        kinds = {(param.dtype, param.device) for param in updated}
+        if len(kinds) > 1 or updated[0].dtype not in DTYPES:
+            described = ", ".join(
+                sorted(f"{dtype} on {device}" for dtype, device in kinds)
+            ).replace("torch.", "")
+            text = f"are {described}: a learned rule updates float32 or float64 on one device"
             raise ConfigError(("params", f"{text} (autocast keeps parameters float32)"))
-        named = self._named()
-        if len(named) != len(given):
+        named = self._named_parameters()
+        if len(named) != len(params):
             raise ConfigError(("params", "two parameters have the same name"))
-        half = [n for n, p in named.items() if p.requires_grad and _left_alone(p)]
+        half = [n for n, p in named.items() if p.requires_grad and _is_excluded(p)]
         if half:
             text = (
                 f"{len(half)} parameters of half precision are not updated: {', '.join(half[:4])}"
@@ -209,29 +214,31 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_theta(self, like: Tensor) -> None:
         expected = _shapes(self._learned.init(fold_in(0, "theta").to(like.device)))
-        found = _shapes(self.theta)
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        actual = _shapes(self.theta)
+        mismatches = sorted(
+            name
+            for name in expected.keys() | actual.keys()
+            if expected.get(name) != actual.get(name)
         )
-        if wrong:
-            text = f"does not fit {self.rule.name} on these parameters: {', '.join(wrong[:4])}"
+        if mismatches:
+            text = f"does not fit {self.rule.name} on these parameters: {', '.join(mismatches[:4])}"
             raise ConfigError(("theta", text))
 
 
-def write(path: Path, rule: LearnedRuleComponent, theta: Theta) -> None:
+def write_rule(path: Path, rule: LearnedRuleComponent, theta: Theta) -> None:
     """Write tensors and one JSON string, which torch.load(weights_only=True) can read."""
     named = {name: value.detach().cpu().contiguous().clone() for name, value in theta.items()}
     torch.save({"rule": json.dumps(rule.model_dump(mode="json")), "theta": named}, path)
 
 
-def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
-    """(rule, theta) of such a file; ConfigError with the reason where it is not one."""
+def read_rule(path: Path) -> tuple[LearnedRuleComponent, Theta]:
+    """Return (rule, theta) of a file of `write_rule`; raises ConfigError for any other file."""
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")
         theta = dict(data["theta"])
         if not theta or not all(isinstance(value, Tensor) for value in theta.values()):
             raise TypeError("theta must be a mapping of names to tensors")
-        return rule_of(json.loads(data["rule"])), theta
+        return parse_rule(json.loads(data["rule"])), theta
     except (
         OSError,
         RuntimeError,
@@ -246,19 +253,19 @@ def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         raise ConfigError((str(path), f"{text} LearnedOptimizer.save")) from error
 
 
-def rule_of(options: Any) -> LearnedRuleComponent:
-    """The learned rule of plain options; ConfigError where they are not valid."""
+def parse_rule(options: Any) -> LearnedRuleComponent:
+    """Return the learned rule of plain options; raises ConfigError if they are not valid."""
     try:
-        found: LearnedRuleComponent = TypeAdapter(LearnedRuleChoice).validate_python(options)
+        rule: LearnedRuleComponent = TypeAdapter(LearnedRuleChoice).validate_python(options)
     except ValidationError as error:
         raise ConfigError(
-            *((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())
+            *((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
         ) from error
-    return found
+    return rule
 
 
 def _loss(loss: Any, like: Tensor) -> Tensor:
-    """The loss as one number []; ConfigError for anything else."""
+    """Return the loss as a scalar []; raises ConfigError for anything else."""
     try:
         value = torch.as_tensor(loss).detach().to(like)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -269,8 +276,8 @@ def _loss(loss: Any, like: Tensor) -> Tensor:
     return value.reshape(())
 
 
-def _left_alone(param: Tensor) -> bool:
-    """Whether the rule never moves it: half precision, or frozen in a dtype that no rule takes."""
+def _is_excluded(param: Tensor) -> bool:
+    """Return whether a rule never updates it: half precision, or frozen in an unsupported dtype."""
     return param.dtype in HALF or (param.dtype not in DTYPES and not param.requires_grad)
 
 

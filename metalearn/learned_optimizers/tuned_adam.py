@@ -1,4 +1,4 @@
-"""Adam with a tuned step size, the hand-made baseline of learned rules, from the same starts."""
+"""Adam with a tuned step size: hand-designed baseline of learned rules, from the same starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepIndices, make_learn_functions, make_traits
 from metalearn.inner.rules import adam
-from metalearn.learned_optimizers.starts import INIT, LABELS, Init, needs_start, start_of
+from metalearn.learned_optimizers.starts import INIT, LABELS, Init, build_start, needs_start
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params
 
 
@@ -46,13 +46,13 @@ class TunedAdam(MethodComponent):
         return {"start": LABELS[self.init], "optimizer": "Adam"}
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` has no effect."""
+        """Build the method for tasks of `spec`; `meta_steps` has no effect."""
         del meta_steps
         rule = adam(self.inner_lr, self.beta1, self.beta2, self.eps)
-        loss, start = support_loss(learner, spec), start_of(self.init, learner, spec)
+        loss, start = support_loss(learner, spec), build_start(self.init, learner, spec)
 
         def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
-            phi = start.of_task(meta, key)
+            phi = start.init_params(meta, key)
             return adapt(loss, phi, rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:

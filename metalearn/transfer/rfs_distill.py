@@ -111,10 +111,11 @@ class RFSDistill(RFS):
             with noise_from(None), padding_scope(batch.weight):  # in evaluation mode
                 target = linear(teacher[HEAD], learner.features(teacher["params"], batch.x))
             label_loss = loss_of(logits, *batch[1:])
-            distance = self._distance(logits, target, batch)
-            combined = self.alpha * label_loss + (1 - self.alpha) * distance
-            value = torch.where(later, combined, label_loss)
-            return value, (metrics(spec, logits, *batch[1:]), stats_delta(scope, network))
+            both = self.alpha * label_loss + (1 - self.alpha) * self._distance(
+                logits, target, batch
+            )
+            scores = metrics(spec, logits, *batch[1:])
+            return torch.where(later, both, label_loss), (scores, stats_delta(scope, network))
 
         def gradient(meta: Meta, batch: Batch, later: Tensor) -> tuple[Grads, Metrics]:
             network, batch = {name: meta[name] for name in NETWORK}, zero_padding(batch)

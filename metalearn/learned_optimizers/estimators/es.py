@@ -22,7 +22,7 @@ class ES(EstimatorComponent):
     """Antithetic evolution strategies, one pair per task and window (Salimans et al. 2017).
 
     g = e (L(theta + e) - L(theta - e)) / (2 sigma^2),  e ~ N(0, sigma^2) (arXiv:1703.03864). Both
-    runs begin where the unperturbed one is. With a window as long as the horizon it is full ES,
+    runs start from the unperturbed run. With a window as long as the horizon it is full ES,
     unbiased for the smoothed loss; with shorter windows truncated ES, biased as truncated
     back-propagation is (Metz et al. 2019, arXiv:1810.10180). No activations are kept.
 
@@ -35,9 +35,10 @@ class ES(EstimatorComponent):
 
     def build(self) -> Estimator:
         def estimate(run: Run, theta: Theta, carry: Inner, problem: Problem, key: Key) -> Estimate:
-            by = perturbation(key, theta, self.sigma)
-            pair = antithetic_window(run, theta, by, carry, carry, problem)
-            after, value, diverged = run.window(theta, carry, problem)
-            return Estimate(antithetic_grad(by, pair.rise, self.sigma), value, diverged, after)
+            noise = perturbation(key, theta, self.sigma)
+            pair = antithetic_window(run, theta, noise, carry, carry, problem)
+            next_carry, loss, diverged = run.window(theta, carry, problem)
+            grads = antithetic_grad(noise, pair.rise, self.sigma)
+            return Estimate(grads, loss, diverged, next_carry)
 
         return Estimator(lambda run, theta, problem: run.begin(theta, problem), estimate, 3)

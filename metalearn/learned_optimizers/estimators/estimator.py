@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
 
     grads: Theta
     loss: Tensor  # []
-    diverged: Tensor  # [] share of the points whose loss was bounded
+    diverged: Tensor  # [] fraction of points whose loss was bounded
     carry: State  # the state of the inner run for the next window
 
 
@@ -54,27 +54,27 @@ class Antithetic(NamedTuple):
 
 
 def antithetic_window(
-    run: Run, theta: Theta, by: Theta, plus: Inner, minus: Inner, problem: Problem
+    run: Run, theta: Theta, noise: Theta, plus: Inner, minus: Inner, problem: Problem
 ) -> Antithetic:
-    """A window of `plus` under theta + by, and of `minus` under theta - by."""
-    plus, high, diverged_plus = run.window(_perturbed(theta, by, 1), plus, problem)
-    minus, low, diverged_minus = run.window(_perturbed(theta, by, -1), minus, problem)
+    """Run a window of `plus` with theta + noise, and of `minus` with theta - noise."""
+    plus, high, diverged_plus = run.window(_perturbed(theta, noise, 1), plus, problem)
+    minus, low, diverged_minus = run.window(_perturbed(theta, noise, -1), minus, problem)
     diverged = (diverged_plus + diverged_minus) / 2
     return Antithetic(plus, minus, high - low, (high + low) / 2, diverged)
 
 
 def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
-    """Normal noise with standard deviation `sigma`, of the structure of theta."""
+    """Sample normal noise with standard deviation `sigma` and the structure of theta."""
     return {
         name: sigma * rng.normal(rng.fold_in(key, "noise", name), value.shape, value.dtype)
         for name, value in theta.items()
     }
 
 
-def _perturbed(theta: Theta, by: Theta, sign: int) -> Theta:
-    return {name: value + sign * by[name] for name, value in theta.items()}
+def _perturbed(theta: Theta, noise: Theta, sign: int) -> Theta:
+    return {name: value + sign * noise[name] for name, value in theta.items()}
 
 
-def antithetic_grad(by: Theta, rise: Tensor, sigma: float) -> Theta:
-    """The two-sided difference as a gradient: by * (L(theta + e) - L(theta - e)) / (2 sigma^2)."""
-    return {name: value * (rise / (2 * sigma**2)) for name, value in by.items()}
+def antithetic_grad(noise: Theta, rise: Tensor, sigma: float) -> Theta:
+    """Return the antithetic gradient e (L(theta + e) - L(theta - e)) / (2 sigma^2)."""
+    return {name: value * (rise / (2 * sigma**2)) for name, value in noise.items()}

@@ -47,9 +47,9 @@ class NRES(EstimatorComponent):
 
         def estimate(run: Run, theta: Theta, carry: Pair, problem: Problem, key: Key) -> Estimate:
             del key  # the noise is the problem's, not the window's
-            by = perturbation(problem.key, theta, self.sigma)
-            pair = antithetic_window(run, theta, by, carry.plus, carry.minus, problem)
-            grads = antithetic_grad(by, pair.rise, self.sigma)
+            noise = perturbation(problem.key, theta, self.sigma)
+            pair = antithetic_window(run, theta, noise, carry.plus, carry.minus, problem)
+            grads = antithetic_grad(noise, pair.rise, self.sigma)
             return Estimate(grads, pair.loss, pair.diverged, Pair(pair.plus, pair.minus))
 
         return Estimator(begin, estimate, 2)

@@ -51,9 +51,9 @@ class PES(EstimatorComponent):
             return Pair(start, start, zeros_like(theta))
 
         def estimate(run: Run, theta: Theta, carry: Pair, problem: Problem, key: Key) -> Estimate:
-            by = perturbation(key, theta, self.sigma)
-            total = add(carry.noise, by)
-            pair = antithetic_window(run, theta, by, carry.plus, carry.minus, problem)
+            noise = perturbation(key, theta, self.sigma)
+            total = add(carry.noise, noise)
+            pair = antithetic_window(run, theta, noise, carry.plus, carry.minus, problem)
             grads = antithetic_grad(total, pair.rise, self.sigma)
             return Estimate(grads, pair.loss, pair.diverged, Pair(pair.plus, pair.minus, total))
 

@@ -36,11 +36,11 @@ class TBPTT(EstimatorComponent):
             del key
 
             def loss(theta: Theta) -> tuple[Tensor, tuple[Inner, Tensor]]:
-                after, value, diverged = run.window(theta, carry, problem)
-                return value, (detach(after), diverged)
+                next_carry, value, diverged = run.window(theta, carry, problem)
+                return value, (detach(next_carry), diverged)
 
-            value, pull, (after, diverged) = torch.func.vjp(loss, theta, has_aux=True)  # type: ignore[misc]
-            (grads,) = pull(torch.ones_like(value), retain_graph=False)
-            return Estimate(grads, value.detach(), diverged, after)
+            value, vjp_fn, (next_carry, diverged) = torch.func.vjp(loss, theta, has_aux=True)  # type: ignore[misc]
+            (grads,) = vjp_fn(torch.ones_like(value), retain_graph=False)
+            return Estimate(grads, value.detach(), diverged, next_carry)
 
         return Estimator(lambda run, theta, problem: detach(run.begin(theta, problem)), estimate, 1)

@@ -1,4 +1,4 @@
-"""A tiny perceptron for every parameter, with Adafactor's features."""
+"""A small MLP for every parameter, with Adafactor's features."""
 
 from __future__ import annotations
 
@@ -69,16 +69,17 @@ class AdafactorMLP(LearnedRuleComponent):
         def move(
             theta: Theta, grad: Tensor, slots: State, param: Tensor, info: StepInfo
         ) -> tuple[Tensor, State]:
-            after = moments(theta, grad, slots)
-            x = divide_by_rms(columns(grad, param, after))
+            next_slots = moments(theta, grad, slots)
+            x = divide_by_rms(columns(grad, param, next_slots))
             output = mlp(theta, x, info.time, len(sizes) - 1)
-            return scaled_update(output, self.step_size, self.exponent).reshape(grad.shape), after
+            update = scaled_update(output, self.step_size, self.exponent)
+            return update.reshape(grad.shape), next_slots
 
         return LearnedRule(init, per_tensor_rule(start, move, time_features))
 
 
 def largest_axes(shape: torch.Size) -> tuple[int, int] | None:
-    """(second largest, largest) dimension of a tensor; None for a vector or a number."""
+    """Return (second largest, largest) axis of a tensor; None for a vector or a scalar."""
     if len(shape) < 2:
         return None
     order = sorted(range(len(shape)), key=lambda axis: shape[axis])
@@ -86,7 +87,7 @@ def largest_axes(shape: torch.Size) -> tuple[int, int] | None:
 
 
 def start(param: Tensor) -> State:
-    """Zero slots: momenta [3, *X], second [1, *X], and the factored rows and columns.
+    """Return zero slots: momenta [3, *X], second [1, *X], and the factored rows and columns.
 
     Rows [3, *X] have size 1 along the largest axis, columns along the second largest."""
     rows, cols = factors(torch.zeros_like(param))
@@ -99,7 +100,7 @@ def start(param: Tensor) -> State:
 
 
 def factors(square: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of a squared gradient along its largest and its second largest dimension.
+    """Return means of a squared gradient along its largest and its second largest axis.
 
     For a vector both are the squared gradient itself."""
     axes = largest_axes(square.shape)
@@ -109,7 +110,7 @@ def factors(square: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments(theta: Theta, grad: Tensor, slots: State) -> State:
-    """The slots after one more gradient."""
+    """Return the slots after one more gradient."""
     decay = {name: (1 - (10 * theta[f"decay.{name}"]).exp()).clamp(0, 1) for name in DECAYS}
     square = grad * grad
     rows, cols = factors(square)
@@ -122,7 +123,7 @@ def moments(theta: Theta, grad: Tensor, slots: State) -> State:
 
 
 def columns(grad: Tensor, param: Tensor, slots: State) -> list[Tensor]:
-    """28 features of one tensor, each of its shape."""
+    """Return 28 features of one tensor, each of its shape."""
     momenta, second = slots["momenta"], slots["second"]
     rows, cols = slots["rows"], slots["cols"]
     inverse = (second + TINY).rsqrt()
@@ -133,7 +134,7 @@ def columns(grad: Tensor, param: Tensor, slots: State) -> list[Tensor]:
         mean = rows.mean(axes[0] + 1, keepdim=True)  # axis 0 holds the decays
         factored = (rows / (mean + TINY) + TINY).rsqrt() * (cols + TINY).rsqrt()
     factors = (rows, cols, (rows + TINY).rsqrt(), (cols + TINY).rsqrt())
-    wide = [factor.expand(3, *grad.shape) for factor in factors]
+    expanded = [factor.expand(3, *grad.shape) for factor in factors]
     stacks = [momenta, second, momenta * inverse, inverse]
-    stacks += [factored * grad, *wide, factored * momenta]
+    stacks += [factored * grad, *expanded, factored * momenta]
     return [grad, param, *(column for stack in stacks for column in stack)]

@@ -19,7 +19,7 @@ Memory = tuple[Tensor, Tensor]  # (h, c) of one layer: [n, H] both
 
 
 def init_weight(key: Key, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Normal with variance 1 / fan-in: [..., out, in]."""
+    """Sample normal weights with variance 1 / fan-in: [..., out, in]."""
     return normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
@@ -61,7 +61,7 @@ def init_lstm(key: Key, inputs: int, hidden: int, layers: int, dtype: torch.dtyp
 
 
 def zero_memory(like: Tensor, rows: int, hidden: int, layers: int) -> list[Memory]:
-    """The memory before the first step: zeros [n, H], of the dtype and device of `like`."""
+    """Return the initial memory: zeros [n, H], of the dtype and device of `like`."""
     return [(like.new_zeros(rows, hidden), like.new_zeros(rows, hidden)) for _ in range(layers)]
 
 
@@ -70,12 +70,12 @@ def lstm(theta: Theta, x: Tensor, memory: list[Memory]) -> tuple[Tensor, list[Me
 
     i, f, o = sigmoid, c~ = tanh of W (x, h) + b;  c <- f c + i c~;  h <- o tanh(c) (Hochreiter &
     Schmidhuber 1997; Gers et al. 2000)"""
-    after: list[Memory] = []
+    next_memory: list[Memory] = []
     for layer, (h, c) in enumerate(memory):
         matrix, bias = theta[f"lstm.{layer}.weight"], theta[f"lstm.{layer}.bias"]
         gates = torch.cat([x, h], -1) @ matrix.T + bias
-        let_in, keep, let_out, new = gates.chunk(4, -1)
-        c = keep.sigmoid() * c + let_in.sigmoid() * new.tanh()
-        x = let_out.sigmoid() * c.tanh()
-        after.append((x, c))
-    return x, after
+        input_gate, forget_gate, output_gate, candidate = gates.chunk(4, -1)
+        c = forget_gate.sigmoid() * c + input_gate.sigmoid() * candidate.tanh()
+        x = output_gate.sigmoid() * c.tanh()
+        next_memory.append((x, c))
+    return x, next_memory

@@ -15,10 +15,10 @@ def log_sign(grad: Tensor, p: float) -> Tensor:
     """(log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g): [n] -> [n, 2].
 
     Andrychowicz et al. 2016, appendix A."""
-    size = grad.abs()
-    large = size >= math.exp(-p)
-    first = torch.where(large, torch.where(large, size, 1.0).log() / p, -1.0)
-    second = torch.where(large, grad.sign(), math.exp(p) * grad)
+    magnitude = grad.abs()
+    is_large = magnitude >= math.exp(-p)
+    first = torch.where(is_large, torch.where(is_large, magnitude, 1.0).log() / p, -1.0)
+    second = torch.where(is_large, grad.sign(), math.exp(p) * grad)
     return torch.stack([first, second], -1)
 
 
@@ -28,18 +28,18 @@ def time_features(step: Tensor) -> Tensor:
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """[len(values)], filled on the device: a CUDA graph cannot record a copy to it."""
+    """Return [len(values)], filled on the device: a CUDA graph cannot record a copy to it."""
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def divide_by_rms(columns: Sequence[Tensor]) -> Tensor:
-    """Features of one tensor, each divided by its root mean square over the tensor: [n, F]."""
+    """Divide each feature of a tensor by its root mean square over the tensor: [n, F]."""
     table = torch.stack([column.reshape(-1) for column in columns], -1)
     return table * (table.square().mean(0) + 1e-5).rsqrt()
 
 
 def moving_averages(old: Tensor, new: Tensor, decays: Tensor) -> Tensor:
-    """Moving averages at several decays: old [k, *X], new [*X], decays [k] -> [k, *X]."""
+    """Return moving averages with several decays: old [k, *X], new [*X], decays [k] -> [k, *X]."""
     decay = decays.reshape(-1, *[1] * new.dim())
     return decay * old + (1 - decay) * new
 

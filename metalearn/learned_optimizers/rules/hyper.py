@@ -1,4 +1,4 @@
-"""A hyper-network of VeLO's form: an LSTM mixes small perceptrons for every tensor."""
+"""A hyper-network of VeLO's form: an LSTM mixes small MLPs for every tensor."""
 
 from __future__ import annotations
 
@@ -94,30 +94,30 @@ class Hyper(LearnedRuleComponent):
             values, structure = flatten(params)
             flat = grads_in_order(params, grads)
             pairs = zip(flat, state["slots"], strict=True)
-            slots = [_update_slots(grad, old) for grad, old in pairs]
+            slots = [_update_slots(grad, tensor_slots) for grad, tensor_slots in pairs]
             losses, change = _loss_features(state, loss)
-            left = (1 - state["count"] / state["horizon"]).clamp(0, 1)
-            each = list(zip(flat, values, slots, strict=True))
-            x = torch.stack([_tensor_features(*tensor, change, left) for tensor in each])
+            remaining = (1 - state["count"] / state["horizon"]).clamp(0, 1)
+            tensors = list(zip(flat, values, slots, strict=True))
+            x = torch.stack([_tensor_features(*tensor, change, remaining) for tensor in tensors])
             mix, rate, memory = self._mix(theta, x, state["lstm"])
             updates = [
-                (rate[number] * self._step(theta, mix[number], *tensor)).reshape(tensor[1].shape)
-                for number, tensor in enumerate(each)
+                (rate[index] * self._step(theta, mix[index], *tensor)).reshape(tensor[1].shape)
+                for index, tensor in enumerate(tensors)
             ]
-            after = {**advance_clock(state), "slots": slots, "loss": losses, "lstm": memory}
-            return unflatten(updates, structure), after
+            next_state = {**advance_clock(state), "slots": slots, "loss": losses, "lstm": memory}
+            return unflatten(updates, structure), next_state
 
         return UpdateRule(init, update)
 
     def _mix(self, theta: Theta, x: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Features [n, TENSOR_FEATURES] -> (weights [n, bank], step sizes [n, 1], memory)."""
+        """Map features [n, TENSOR_FEATURES] to (weights [n, bank], step sizes [n, 1], memory)."""
         common = (x @ theta["common.weight"].T + theta["common.bias"]).relu().mean(0)
         h, memory = lstm(theta, x @ theta["own.weight"].T + theta["own.bias"] + common, memory)
         mix = torch.softmax(h @ theta["mix.weight"].T + theta["mix.bias"], -1)
         return mix, (h @ theta["rate.weight"].T + theta["rate.bias"]).exp(), memory
 
     def _step(self, theta: Theta, mix: Tensor, grad: Tensor, param: Tensor, slots: State) -> Tensor:
-        """The perceptron of one tensor on all of its parameters: [n]."""
+        """Apply the MLP of one tensor to all of its parameters: [n]."""
         inverse = (slots["second"] + 1e-8).rsqrt()
         x = divide_by_rms([grad, param, *slots["momenta"], *(slots["momenta"] * inverse)])
         for layer in range(3):
@@ -141,7 +141,7 @@ def _update_slots(grad: Tensor, slots: State) -> State:
 
 
 def _loss_features(state: State, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """(moving averages of the loss [2]; relative changes of it and of them [2])."""
+    """Return (moving averages of the loss [2]; relative changes of it and of them [2])."""
     decays = constants(DECAYS, loss)
     losses = moving_averages(state["loss"], loss, decays)
     unbiased = losses / (1 - decays ** (state["count"] + 1))
@@ -151,11 +151,13 @@ def _loss_features(state: State, loss: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tensor_features(
-    grad: Tensor, param: Tensor, slots: State, change: Tensor, left: Tensor
+    grad: Tensor, param: Tensor, slots: State, change: Tensor, remaining: Tensor
 ) -> Tensor:
-    """Features of one tensor: [TENSOR_FEATURES]."""
+    """Return the features of one tensor: [TENSOR_FEATURES]."""
     tensors = (grad, param, *slots["momenta"], slots["second"])
-    sizes = torch.stack([log_size(each.square().mean()) for each in tensors]) / 5
-    axes = torch.stack([param.new_full((), float(param.dim() == number)) for number in (1, 2)])
-    times = torch.stack([torch.tanh(left * scale - 1) for scale in (1.0, 3.0, 10.0, 30.0, 100.0)])
-    return torch.cat([sizes, axes, change, times])
+    sizes = torch.stack([log_size(tensor.square().mean()) for tensor in tensors]) / 5
+    axes = torch.stack([param.new_full((), float(param.dim() == dims)) for dims in (1, 2)])
+    horizon_features = torch.stack(
+        [torch.tanh(remaining * scale - 1) for scale in (1.0, 3.0, 10.0, 30.0, 100.0)]
+    )
+    return torch.cat([sizes, axes, change, horizon_features])

@@ -1,4 +1,4 @@
-"""Update rules with parameters: theta -> UpdateRule, the same pair as hand-made rules."""
+"""Update rules with parameters: theta -> UpdateRule, the same pair as hand-designed rules."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LearnedRule(NamedTuple):
 
     `rule(theta, horizon)` is the pair for one task of `horizon` steps. The horizon is part of the
     rule's state, which `init` writes and `update` reads: a state that outlives an outer step keeps
-    its first horizon, whatever `rule` gets then. Theta is not part of it: a state continues under
-    the current theta."""
+    its first horizon, whatever is passed to `rule` later. Theta is not part of the state, which
+    continues with the current theta."""
 
     init: Callable[[Key], Theta]
     rule: Callable[[Theta, Tensor | int], UpdateRule]
@@ -32,7 +32,7 @@ class LearnedRuleComponent(Component):
     """The options of a learned rule."""
 
     reads_loss: ClassVar[bool] = False
-    fixed_shapes: ClassVar[bool] = False  # theta fits the parameters of one network alone
+    fixed_shapes: ClassVar[bool] = False  # theta fits the parameters of only one network
 
     name: str
 
@@ -44,10 +44,10 @@ class LearnedRuleComponent(Component):
 
 
 class StepInfo(NamedTuple):
-    """What all tensors of one step share."""
+    """The values of a step that are the same for all tensors."""
 
     step: Tensor  # [] steps already made
-    horizon: Tensor  # [] steps in all
+    horizon: Tensor  # [] total number of steps
     loss: Tensor  # [] before the step
     time: Any = None  # the rule's features of the step
 
@@ -60,7 +60,7 @@ Update = Callable[[Theta, Tensor, State, Tensor, StepInfo], tuple[Tensor, State]
 def per_tensor_rule(
     start: Init, move: Update, time_features: Callable[[Tensor], Any] = lambda step: None
 ) -> Callable[[Theta, Tensor | int], UpdateRule]:
-    """`LearnedRule.rule` made of two functions of one parameter tensor.
+    """Build `LearnedRule.rule` from two functions of one parameter tensor.
 
     `time_features(step)` is computed once for all tensors. State: {"count": [], "horizon": [],
     "slots": [result of `start` or `move` for each tensor]}."""
@@ -74,9 +74,9 @@ def per_tensor_rule(
             count = state["count"]
             info = StepInfo(count, state["horizon"], loss, time_features(count))
             values, structure = flatten(params)
-            each = zip(grads_in_order(params, grads), state["slots"], values, strict=True)
-            moved = [move(theta, grad, slots, param, info) for grad, slots, param in each]
-            updates, slots = [update for update, _ in moved], [after for _, after in moved]
+            tensors = zip(grads_in_order(params, grads), state["slots"], values, strict=True)
+            results = [move(theta, grad, slots, param, info) for grad, slots, param in tensors]
+            updates, slots = [update for update, _ in results], [slot for _, slot in results]
             return unflatten(updates, structure), {**advance_clock(state), "slots": slots}
 
         return UpdateRule(init, update)
@@ -85,26 +85,26 @@ def per_tensor_rule(
 
 
 def grads_in_order(params: Any, grads: Grads) -> list[Tensor]:
-    """The leaves of `grads` in the order of those of `params`."""
+    """Return the leaves of `grads` in the order of those of `params`."""
     return leaves(tree_map(lambda _, grad: grad, params, grads))
 
 
 def init_clock(params: Any, horizon: Tensor | int) -> dict[str, Tensor]:
-    """The shared part of a state before the first step: the count of steps, and the horizon."""
+    """Return the shared part of an initial state: the count of steps, and the horizon."""
     like = leaves(params)[0]
     count = torch.zeros((), dtype=like.dtype, device=like.device)
-    # a number is written by a kernel: a copy from the host would make it wait in every step
+    # full_like is a kernel; a copy from the host would synchronise in every step
     steps = horizon.to(count) if isinstance(horizon, Tensor) else torch.full_like(count, horizon)
     return {"count": count, "horizon": steps}
 
 
 def advance_clock(state: State) -> dict[str, Tensor]:
-    """The shared part of a state, one step later."""
+    """Return the shared part of a state, one step later."""
     return {"count": state["count"] + 1, "horizon": state["horizon"]}
 
 
 def bind_theta(learned: LearnedRule, theta: Theta, horizon: Tensor | int) -> UpdateRule:
-    """The pair for one task with theta in its state: {"theta", "state"}.
+    """Return the pair for one task with theta in its state: {"theta", "state"}.
 
     A gradient then reaches theta also where `inner/recompute` repeats steps. Not for a state that
     outlives an outer step, as it would keep its first theta.
@@ -117,25 +117,25 @@ def bind_theta(learned: LearnedRule, theta: Theta, horizon: Tensor | int) -> Upd
     >>> updates["w"]
     tensor([-0.4000])
     """
-    fresh = learned.rule(theta, horizon)
+    rule = learned.rule(theta, horizon)
     return UpdateRule(
-        lambda params: {"theta": theta, "state": fresh.init(params)}, update_of(learned)
+        lambda params: {"theta": theta, "state": rule.init(params)}, make_bound_update(learned)
     )
 
 
-def update_of(learned: LearnedRule) -> Callable[..., tuple[Updates, State]]:
-    """The update of `bind_theta`; it captures no theta: one function serves all tasks and steps."""
+def make_bound_update(learned: LearnedRule) -> Callable[..., tuple[Updates, State]]:
+    """Return the update of `bind_theta`; it captures no theta, so it serves all tasks and steps."""
 
     def update(grads: Grads, state: State, params: Any, loss: Tensor) -> tuple[Updates, State]:
         rule = learned.rule(state["theta"], 0)  # the horizon is read from the state
-        updates, after = rule.update(grads, state["state"], params, loss)
-        return updates, {"theta": state["theta"], "state": after}
+        updates, next_state = rule.update(grads, state["state"], params, loss)
+        return updates, {"theta": state["theta"], "state": next_state}
 
     return update
 
 
 def scalar(value: float, key: Key, dtype: torch.dtype) -> Tensor:
-    """A leaf of theta: [] on the key's device."""
+    """Return a leaf of theta: [] on the device of the key."""
     return torch.full((), value, dtype=dtype, device=key.device)
 
 

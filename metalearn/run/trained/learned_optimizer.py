@@ -37,7 +37,7 @@ def load_rule(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         return _from_run(path, _tested_checkpoint(path), path)
     if _is_checkpoint(path):
         return _from_run(path.parent.parent, path, path)
-    return torch_optimizer.read(path)
+    return torch_optimizer.read_rule(path)
 
 
 def _warn_if_longer(path: Path, num_steps: int) -> None:
