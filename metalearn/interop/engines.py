@@ -19,65 +19,65 @@ from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import leaves, mean_over_tasks, partition, stack, take, trainable
 from metalearn.types import Episode, Grads, Learner, Meta, MetaState, Method, Metrics, Params
 
-# What the inner loop moves, as components say it in `engine_trains` -> by the parameter's name.
+# Value of `engine_trains` of a component -> whether the inner loop adapts a parameter, by name.
 MOVES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
     "head": is_head,
     "body": lambda name: not is_head(name),
 }
-KNOWN = {  # options that both engines honour
+SUPPORTED = {  # options that both engines support
     *("name", "inner_steps", "inner_lr", "first_order", "rate_range", "outer")
 }
 
 
 def with_engine(engine: str, component: Any, learner: Learner, native: Method) -> Method:
-    """`native`, built of `component`, with `task_grad` and `step` by an engine.
+    """Return `native`, built from `component`, with `task_grad` and `step` of an engine.
 
     One of native, learn2learn, higher.
 
-    Start, learning of new tasks, meta-update and metrics stay the native ones, so a difference in a
-    run's numbers is one of meta-gradients. The engines take ordinary backward passes: one task at a
-    time, no vmap, no compiler (the executor `loop`). Raises ConfigError for an engine that is not
-    installed, for a method or an option that it has no counterpart of."""
+    Initialization, learning of new tasks, meta-update and metrics stay native, so a difference in
+    the results of a run is a difference of meta-gradients. The engines use ordinary backward
+    passes: one task at a time, no vmap, no compiler (the executor `loop`). Raises ConfigError if
+    the engine is not installed, or has no counterpart of the method or of an option."""
     if engine == "native":
         return native
-    _refuse(engine, component)
+    _check_supported(engine, component)
     require_no_noise(engine, learner)
     require_no_padding(engine, native.spec)
     try:
         PACKAGES[engine]()
     except ConfigError as error:
         raise ConfigError(*(("run.engine", text) for _, text in error.problems)) from error
-    task_grad = _task_grad(INNER_LOOPS[engine], component, learner, native)
-    return native._replace(task_grad=task_grad, step=_step(task_grad, native))
+    task_grad = _make_task_grad(INNER_LOOPS[engine], component, learner, native)
+    return native._replace(task_grad=task_grad, step=_make_step(task_grad, native))
 
 
-def _refuse(engine: str, component: Any) -> None:
+def _check_supported(engine: str, component: Any) -> None:
     if component.engine_trains is None:
         text = f"{engine} has no counterpart of {component.name}: use run.engine=native"
         raise ConfigError(("run.engine", text))
     fields = type(component).model_fields
-    unknown = [name for name in fields if name not in KNOWN]
-    other = [name for name in unknown if getattr(component, name) != fields[name].default]
-    if other:
+    unsupported = [name for name in fields if name not in SUPPORTED]
+    changed = [name for name in unsupported if getattr(component, name) != fields[name].default]
+    if changed:
         text = f"is not supported by {engine}: omit it, or use run.engine=native"
-        raise ConfigError(*((name, text) for name in other))
+        raise ConfigError(*((name, text) for name in changed))
 
 
-def _task_grad(
+def _make_task_grad(
     inner_loop: InnerLoop, component: Any, learner: Learner, native: Method
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
-    """`Method.task_grad` of one task: the package's inner loop, then a backward pass of the query
+    """Return `Method.task_grad`: the inner loop of the package, then a backward pass of the query
     loss."""
     spec, loss_of = native.spec, criterion(native.spec)
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
         require_no_padding("run.engine", spec, episode.support, episode.query)
         params: Params = meta["params"] if _has_rates(meta) else meta
-        (moving, rest), statistics = _parts(params, MOVES[component.engine_trains])
-        still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
-        network = Network(learner, moving, {**still, **statistics})
-        rates = _rates(meta, moving)
+        (inner, rest), statistics = _split_params(params, MOVES[component.engine_trains])
+        fixed = {name: value.detach().clone().requires_grad_() for name, value in rest.items()}
+        network = Network(learner, inner, {**fixed, **statistics})
+        rates = _copy_rates(meta, inner)
         adapt = inner_loop(
             network,
             loss_of,
@@ -90,64 +90,66 @@ def _task_grad(
             adapted = adapt(*episode.support[:2])
         with training_scope() as scope:
             if component.engine_trains == "head":
-                _move_averages(learner, params, episode.support.x)
+                _record_statistics(learner, params, episode.support.x)
             predictions = adapted.network(episode.query.x, context=episode.support.x)
         adapted.backward(loss_of(predictions, episode.query.y))
-        leaf = {**dict(zip(moving, network.parameters())), **still, **statistics}
-        grads: Any = _grads(leaf, params)
+        tensors = {**dict(zip(inner, network.parameters())), **fixed, **statistics}
+        grads: Any = _get_grads(tensors, params)
         if rates is not None:
-            grads = {"params": grads, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
-        found = metrics(spec, predictions, episode.query.y)
-        return add_stats_delta(grads, scope.delta(params)), found
+            grads = {"params": grads, "rates": _get_grads(dict(zip(inner, rates)), meta["rates"])}
+        task_metrics = metrics(spec, predictions, episode.query.y)
+        return add_stats_delta(grads, scope.delta(params)), task_metrics
 
     return task_grad
 
 
-def _move_averages(learner: Learner, params: Params, x: Tensor) -> None:
-    """Record the running statistics of x [B, *X], whose features natively lie before all inner
-    steps."""
+def _record_statistics(learner: Learner, params: Params, x: Tensor) -> None:
+    """Record the running statistics of x [B, *X]; natively its features are computed before all
+    inner steps."""
     if learner.normalisation == "running":
         with torch.no_grad():
             learner.features(params, x)
 
 
-def _rates(meta: Meta, moving: Params) -> list[nn.Parameter] | None:
-    """Copies of the learning rates of the leaves that move; None where there are none."""
+def _copy_rates(meta: Meta, inner: Params) -> list[nn.Parameter] | None:
+    """Return copies of the learning rates of the adapted leaves; None if there are no rates."""
     if not _has_rates(meta):
         return None
-    return [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
+    return [nn.Parameter(meta["rates"][name].detach().clone()) for name in inner]
 
 
 def _has_rates(meta: Meta) -> bool:
-    """Whether learning rates are among the meta-parameters, as in Meta-SGD."""
+    """Return whether learning rates are among the meta-parameters, as in Meta-SGD."""
     return set(meta) == {"params", "rates"}
 
 
-def _parts(params: Params, moves: Callable[[str], bool]) -> tuple[tuple[Params, Params], Params]:
-    """((what the inner loop moves, what stands still in it), running statistics)."""
-    learned, statistics = trainable(params)
-    return partition(learned, moves), statistics
+def _split_params(
+    params: Params, is_adapted: Callable[[str], bool]
+) -> tuple[tuple[Params, Params], Params]:
+    """Return ((parameters adapted by the inner loop, fixed parameters), running statistics)."""
+    params_with_gradient, statistics = trainable(params)
+    return partition(params_with_gradient, is_adapted), statistics
 
 
-def _grads(leaf: dict[str, Tensor], like: Params) -> Params:
-    """The gradients on the leaves, in the order of `like`; zero where the loss ignores one."""
-    grads = {name: leaf[name].grad for name in like}
+def _get_grads(tensors: dict[str, Tensor], like: Params) -> Params:
+    """Return the gradients of the leaves, in the order of `like`; zero if the loss ignores one."""
+    grads = {name: tensors[name].grad for name in like}
     return {
         name: torch.zeros_like(like[name]) if grad is None else grad for name, grad in grads.items()
     }
 
 
-def _step(
+def _make_step(
     task_grad: Callable[[Meta, Episode], tuple[Grads, Metrics]], native: Method
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
-    """`Method.step`: one task after another, then the native update."""
+    """Return `Method.step`: one task after another, then the native update."""
     update = native.update
     assert update is not None
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         tasks = leaves(episodes.support)[0].shape[0]
-        found = [task_grad(state.meta, take(episodes, task)) for task in range(tasks)]
-        grads, means = mean_over_tasks(stack(found))
-        return update(state, grads), means
+        results = [task_grad(state.meta, take(episodes, task)) for task in range(tasks)]
+        grads, mean_metrics = mean_over_tasks(stack(results))
+        return update(state, grads), mean_metrics
 
     return step

@@ -1,4 +1,4 @@
-"""Gradient descent on a support set by learn2learn and by higher, in one form for both.
+"""Gradient descent on a support set with learn2learn and with higher, with one interface.
 
 Used by `run.engine`, by the bench and by the tests that compare gradients."""
 
@@ -19,11 +19,11 @@ class Adapted(NamedTuple):
     """A network after its inner steps."""
 
     network: Callable[..., Tensor]
-    backward: Callable[[Tensor], None]  # of a query loss: adds to .grad of the start's parameters
+    backward: Callable[[Tensor], None]  # of a query loss: adds to .grad of the initial parameters
 
 
 class InnerLoop(Protocol):
-    """What both packages are used as."""
+    """The common interface of both packages."""
 
     def __call__(
         self,
@@ -35,10 +35,10 @@ class InnerLoop(Protocol):
         first_order: bool = False,
         rates: Sequence[nn.Parameter] | None = None,
     ) -> Callable[[Tensor, Tensor], Adapted]:
-        """A function (support x, support y) -> the adapted network.
+        """Return a function (support x, support y) -> the adapted network.
 
         `rates`, one for each of the network's parameters and of its shape, replace `lr` (Meta-SGD);
-        their gradients are added to, too."""
+        `backward` adds to their gradients, too."""
 
 
 def by_learn2learn(
@@ -50,21 +50,21 @@ def by_learn2learn(
     first_order: bool = False,
     rates: Sequence[nn.Parameter] | None = None,
 ) -> Callable[[Tensor, Tensor], Adapted]:
-    """learn2learn's MAML, or its MetaSGD with rates: `clone`, then `adapt` once a step."""
+    """Use learn2learn's MAML, or its MetaSGD with rates: `clone`, then `adapt` once per step."""
     algorithms = learn2learn().algorithms
-    # allow_unused: a parameter without influence on the support loss stays where it is, as in the
+    # allow_unused: a parameter without influence on the support loss is not updated, as in the
     # native loop.
-    start: Any = (
+    module: Any = (
         algorithms.MAML(network, lr=lr, first_order=first_order, allow_unused=True)
         if rates is None
         else algorithms.MetaSGD(network, lrs=nn.ParameterList(rates))
     )
 
     def adapt(x: Tensor, y: Tensor) -> Adapted:
-        live = start.clone()
+        clone = module.clone()
         for _ in range(steps):
-            live.adapt(loss(live(x), y))
-        return Adapted(live, lambda value: value.backward())
+            clone.adapt(loss(clone(x), y))
+        return Adapted(clone, lambda value: value.backward())
 
     return adapt
 
@@ -78,31 +78,31 @@ def by_higher(
     first_order: bool = False,
     rates: Sequence[nn.Parameter] | None = None,
 ) -> Callable[[Tensor, Tensor], Adapted]:
-    """higher's patched module and differentiable torch.optim.SGD, with `override` for rates."""
-    package, start = higher(), list(network.parameters())
-    groups: Any = start if rates is None else [{"params": [one]} for one in start]
+    """Use higher's patched module and differentiable torch.optim.SGD, with `override` for rates."""
+    package, initial = higher(), list(network.parameters())
+    groups: Any = initial if rates is None else [{"params": [param]} for param in initial]
     options = {
         "copy_initial_weights": False,
         "track_higher_grads": not first_order,
         "override": None if rates is None else {"lr": list(rates)},
     }
-    rule = torch.optim.SGD(groups, lr=lr)
+    optimizer = torch.optim.SGD(groups, lr=lr)
 
     def adapt(x: Tensor, y: Tensor) -> Adapted:
-        with package.innerloop_ctx(network, rule, **options) as (live, inner):
+        with package.innerloop_ctx(network, optimizer, **options) as (patched, inner_optimizer):
             for _ in range(steps):
-                inner.step(loss(live(x), y))
+                inner_optimizer.step(loss(patched(x), y))
 
         def backward(value: Tensor) -> None:
             value.backward()
-            # First order: the end of the path does not know its start, whose gradient is that at
-            # the end.
-            for parameter, end in zip(start, live.parameters() if first_order else ()):
-                if end.grad is not None:
-                    before = parameter.grad
-                    parameter.grad = end.grad if before is None else before + end.grad
+            # First order: the final parameters have no graph to the initial ones; their gradient is
+            # the gradient of the initial parameters.
+            for parameter, final in zip(initial, patched.parameters() if first_order else ()):
+                if final.grad is not None:
+                    previous = parameter.grad
+                    parameter.grad = final.grad if previous is None else previous + final.grad
 
-        return Adapted(live, backward)
+        return Adapted(patched, backward)
 
     return adapt
 

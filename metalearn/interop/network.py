@@ -8,18 +8,17 @@ from metalearn.types import Learner, Params
 
 
 class Network(nn.Module):
-    """`learner.apply` as a module with copies of `moving` as parameters, and `still` as it is."""
+    """`learner.apply` as a module with copies of `params` as parameters; `fixed` is not copied."""
 
-    def __init__(self, learner: Learner, moving: Params, still: Params) -> None:
+    def __init__(self, learner: Learner, params: Params, fixed: Params) -> None:
         super().__init__()
-        self.learner, self.still, self.names = learner, still, tuple(moving)
-        for place, value in enumerate(
-            moving.values()
-        ):  # a module allows no dots in the name of a parameter
-            self.register_parameter(f"p{place}", nn.Parameter(value.detach().clone()))
+        self.learner, self.fixed, self.names = learner, fixed, tuple(params)
+        # A module allows no dots in the name of a parameter.
+        for index, value in enumerate(params.values()):
+            self.register_parameter(f"p{index}", nn.Parameter(value.detach().clone()))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, *X] -> [B, C]."""
-        # Looked up at every call: both packages put other tensors in the place of the parameters.
-        moving = {name: getattr(self, f"p{place}") for place, name in enumerate(self.names)}
-        return self.learner.apply({**moving, **self.still}, x, context=context)
+        # Looked up at every call: both packages replace the parameters by other tensors.
+        params = {name: getattr(self, f"p{index}") for index, name in enumerate(self.names)}
+        return self.learner.apply({**params, **self.fixed}, x, context=context)

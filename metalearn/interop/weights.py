@@ -23,30 +23,31 @@ def from_learn2learn(
     learner: Learner,
     names: Mapping[str, str] | None = None,
 ) -> Meta:
-    """The meta of MAML, ANIL or BOIL from a module or state dict; Meta-SGD with `lrs`.
+    """Return the meta of MAML, ANIL or BOIL from a module or state dict; of Meta-SGD with `lrs`.
 
     `model` is the module, learn2learn's MAML or MetaSGD around it, or the `state_dict` of either.
-    Where its names are not ours, layers are paired in order within each kind (convolutions,
+    If its names are not ours, layers are paired in order within each kind (convolutions,
     normalisations, linear layers: the last one is the head); `names` {their layer: our layer} pairs
-    the layers that it names. Shapes must be the same; what no shape shows (strides, pooling,
-    activations) is the caller's to choose alike. A batch norm's running statistics are taken where
-    the learner's normalisation is `running`, and left out elsewhere, where nothing reads them.
+    the layers that it names. Shapes must be the same; settings that do not change a shape (strides,
+    pooling, activations) must be chosen equal by the caller. Running statistics of a batch norm are
+    converted if the learner's normalisation is `running`, else dropped, as nothing reads them.
     Raises ConfigError with every layer that does not fit."""
     state = dict(model.state_dict() if isinstance(model, nn.Module) else model)
     rates = [
-        state.pop(key) for key in sorted((k for k in state if k.startswith("lrs.")), key=_number)
+        state.pop(key)
+        for key in sorted((k for k in state if k.startswith("lrs.")), key=_rate_index)
     ]
     while state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     like, _ = trainable(learner.init(fold_in(0, "shapes")))
-    theirs, buffers = _layers(_without_twins(state))
-    pairs = _pairs(theirs, _layers(like)[0], dict(names or {}))
-    found = {
+    theirs, buffers = _layers(_remove_duplicates(state))
+    pairs = _pair_layers(theirs, _layers(like)[0], dict(names or {}))
+    loaded = {
         f"{ours}.{leaf}": value
         for name, ours in pairs.items()
         for leaf, value in theirs[name].items()
     }
-    params = {name: found[name].detach().to(value, copy=True) for name, value in like.items()}
+    params = {name: loaded[name].detach().to(value, copy=True) for name, value in like.items()}
     if learner.normalisation == "running":
         params |= _statistics(pairs, buffers, learner)
     return _with_rates(params, like, rates, theirs, pairs) if rates else params
@@ -55,7 +56,7 @@ def from_learn2learn(
 def _with_rates(
     params: Params, like: Params, rates: list[Tensor], theirs: Layers, pairs: dict[str, str]
 ) -> Meta:
-    """The meta of Meta-SGD; ConfigError where the rates do not have the parameters' shapes."""
+    """Return the meta of Meta-SGD; raises ConfigError if the shapes of the rates do not fit."""
     order = [f"{pairs[name]}.{leaf}" for name, leaves in theirs.items() for leaf in leaves]
     if [tuple(rate.shape) for rate in rates] != [tuple(like[name].shape) for name in order]:
         text = f"{len(rates)} rates, which do not have the shapes of the {len(order)} parameters"
@@ -67,25 +68,25 @@ def _with_rates(
     }
 
 
-def _number(key: str) -> int:
+def _rate_index(key: str) -> int:
     return int(key.rpartition(".")[2])
 
 
-def _without_twins(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks under two
-    names."""
-    known: set[tuple[int, tuple[int, ...]]] = set()
-    once = {}
+def _remove_duplicates(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks
+    under two names."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    unique = {}
     for name, value in state.items():
-        mark = (value.data_ptr(), tuple(value.shape))
-        if value.numel() and mark not in known:
-            known.add(mark)
-            once[name] = value
-    return once
+        storage = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and storage not in seen:
+            seen.add(storage)
+            unique[name] = value
+    return unique
 
 
 def _layers(state: Mapping[str, Tensor]) -> tuple[Layers, Layers]:
-    """(layers with their parameters, layers with their buffers), in the order of the state dict."""
+    """Return (layers with parameters, layers with buffers), in the order of the state dict."""
     parameters: Layers = {}
     buffers: Layers = {}
     for name, value in state.items():
@@ -94,30 +95,35 @@ def _layers(state: Mapping[str, Tensor]) -> tuple[Layers, Layers]:
     return parameters, buffers
 
 
-def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str]:
-    """Their layer -> our layer; ConfigError with every layer that has no counterpart of its
-    shapes."""
+def _pair_layers(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str]:
+    """Return their layer -> our layer; raises ConfigError with every layer that has no counterpart
+    of its shapes."""
     _check_names(theirs, ours, names)
     if theirs.keys() == ours.keys() and not names:
         names = {name: name for name in theirs}
     pairs, problems = dict(names), []
-    left = {name: _kind(layer) for name, layer in theirs.items() if name not in pairs}
-    free = {name: _kind(layer) for name, layer in ours.items() if name not in pairs.values()}
-    for kind in sorted({*left.values(), *free.values()}):
-        of_kind = ([name for name, its in pool.items() if its == kind] for pool in (left, free))
-        for name, layer in zip_longest(*of_kind):
+    unpaired_theirs = {name: _kind(layer) for name, layer in theirs.items() if name not in pairs}
+    unpaired_ours = {
+        name: _kind(layer) for name, layer in ours.items() if name not in pairs.values()
+    }
+    for kind in sorted({*unpaired_theirs.values(), *unpaired_ours.values()}):
+        same_kind = (
+            [name for name, layer_kind in pool.items() if layer_kind == kind]
+            for pool in (unpaired_theirs, unpaired_ours)
+        )
+        for name, layer in zip_longest(*same_kind):
             if name is None:
-                text = f"{_described(ours[layer])} has no counterpart among the model's "
-                problems.append((layer, f"{text}{_called(kind)}s"))
+                text = f"{_describe(ours[layer])} has no counterpart among the model's "
+                problems.append((layer, f"{text}{_kind_name(kind)}s"))
             elif layer is None:
-                text = f"{_described(theirs[name])} of the model has no counterpart in the learner"
+                text = f"{_describe(theirs[name])} of the model has no counterpart in the learner"
                 problems.append((name, text))
             else:
                 pairs[name] = layer
     for name, layer in pairs.items():
         if _shapes(theirs[name]) != _shapes(ours[layer]):
-            text = f"its counterpart {name} is {_described(theirs[name])}"
-            problems.append((layer, f"is {_described(ours[layer])}, {text}"))
+            text = f"its counterpart {name} is {_describe(theirs[name])}"
+            problems.append((layer, f"is {_describe(ours[layer])}, {text}"))
     if problems:
         hint = "build the learner with the shapes of the model"
         hint = f"{hint}, or pair layers by names={{their layer: our layer}}"
@@ -127,7 +133,7 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
 
 
 def _check_names(theirs: Layers, ours: Layers, names: dict[str, str]) -> None:
-    """ConfigError with every entry of `names` that names no layer, or one of ours a second time."""
+    """Raise ConfigError with every entry of `names` that is not a layer, or repeats one of ours."""
     problems = []
     for name, layer in names.items():
         if name not in theirs:
@@ -147,7 +153,7 @@ def _kind(layer: Params) -> int:
     return layer["weight"].dim() if "weight" in layer else 0
 
 
-def _called(kind: int) -> str:
+def _kind_name(kind: int) -> str:
     return f"{KINDS[kind]} layer" if kind in KINDS else "other layer"
 
 
@@ -155,12 +161,12 @@ def _shapes(layer: Params) -> dict[str, tuple[int, ...]]:
     return {leaf: tuple(value.shape) for leaf, value in layer.items()}
 
 
-def _described(layer: Params) -> str:
+def _describe(layer: Params) -> str:
     return ", ".join(f"{leaf} {list(value.shape)}" for leaf, value in layer.items())
 
 
 def _statistics(pairs: dict[str, str], buffers: Layers, learner: Learner) -> Params:
-    """Running averages under our names; the start's own where the model keeps none."""
+    """Return running statistics under our names; the initial ones where the model has none."""
     _, start = trainable(learner.init(fold_in(0, "shapes")))
     theirs = {
         f"{STATS}{pairs[name]}.{BUFFERS[leaf]}": value
