@@ -25,7 +25,15 @@ from metalearn.models.norm import MOMENTUM, Norm
 from metalearn.models.resnet12 import ResNet
 from metalearn.models.wide_resnet import WideNet
 from metalearn.rng import fold_in, normal
-from metalearn.testing.models import IMAGE, KEY, MODEL_CHECKS, VECTOR, ModelCase, data, shaken
+from metalearn.testing.models import (
+    IMAGE,
+    KEY,
+    MODEL_CHECKS,
+    VECTOR,
+    ModelCase,
+    data,
+    perturbed_params,
+)
 from metalearn.types import EpisodeSpec, Learner
 
 F64 = torch.float64
@@ -84,7 +92,7 @@ def test_every_model(name: str, component: ModelComponent, check: Any) -> None:
 @each_model
 def test_apply_is_the_module_with_these_parameters(name: str, component: Component) -> None:
     learner = learner_of(name, component)
-    params, module = shaken(learner), module_of(component)
+    params, module = perturbed_params(learner), module_of(component)
     module.load_state_dict({name.removeprefix("stats."): value for name, value in params.items()})
     x = data(learner, 9)
     torch.testing.assert_close(learner.apply(params, x), module(x), rtol=1e-12, atol=1e-12)
@@ -111,7 +119,8 @@ def test_support_plus_one_is_each_query_with_the_support_set(name: str) -> None:
     for options in VARIANTS.get(name, [{}]):
         component = MODELS[name](**options, norm="support_plus_one")
         learner, module = learner_of(name, component), module_of(component)
-        params, x, context = shaken(learner), data(learner, 4), data(learner, 6, "context")
+        params = perturbed_params(learner)
+        x, context = data(learner, 4), data(learner, 6, "context")
         alone = [
             functional_call(module, params, torch.cat([context, query.unsqueeze(0)]))[-1]
             for query in x
@@ -124,7 +133,7 @@ def test_support_plus_one_is_each_query_with_the_support_set(name: str) -> None:
 def test_support_normalises_by_the_support_set_in_every_layer() -> None:
     """By hand: mean and biased variance of the support's activations, layer after layer."""
     learner = MLP(sizes=(7, 5), norm="support").build(VECTOR)
-    params, z, c = shaken(learner), data(learner, 4), data(learner, 6, "context")
+    params, z, c = perturbed_params(learner), data(learner, 4), data(learner, 6, "context")
     given = (z, c)
     for place in range(2):
         z, c = (

@@ -1,4 +1,4 @@
-"""A method built for one small problem, and what the checks of methods share."""
+"""A method built for one small problem, and helpers of the checks of methods."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ TASKS = 5
 STEPS = (0, 1, 3)
 POLICIES = ("none", "query_batch", "support", "support_plus_one", "running")
 TRAINING = 60  # meta-steps after which the package's own methods have learned the problem
-META_STEPS = 100  # of methods that need their number
-# what a method that searches first learns each architecture with
+META_STEPS = 100  # for methods that need the number of meta-steps
+# the method that trains each architecture of a method that searches first
 CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))
 NEEDS: dict[str, tuple[Callable[[Method], bool], str]] = {
     "step": (lambda method: method.step is not None, "nothing is learned across tasks"),
@@ -51,24 +51,24 @@ class Case(NamedTuple):
     training: int = TRAINING  # meta-steps that it may take to learn the problem
 
     def rebuild(self, norm: str = "none", dtype: torch.dtype = F64, **options: Any) -> Case:
-        """The same method with another normalisation, type, or options."""
+        """Build the same method with another normalisation, dtype, or options."""
         merged = {**self.options, **options}
-        made = method_case(self.component, merged, norm=norm, dtype=dtype, name=self.name)
-        return made._replace(training=self.training)
+        case = method_case(self.component, merged, norm=norm, dtype=dtype, name=self.name)
+        return case._replace(training=self.training)
 
     def on_values(self) -> Case:
-        """The same method on regression with one target; ConfigError where it refuses it."""
+        """Build the same method for regression with one target; may raise ConfigError."""
         source = Sinusoid(shots=3, queries=4).build(dtype=F64)
         learner = MLP(sizes=(8, 7), activation="tanh").build(source.spec)
         method = build(self.component(**self.options), learner, source)
         return self._replace(source=source, method=method)
 
     def state(self, seed: int = 0) -> MetaState:
-        """A start that is as wide as the batches of tasks."""
+        """Return the initial state, with the task state of a batch of tasks."""
         return broadcast_task_state(self.method.init(fold_in(seed, "init")), TASKS)
 
     def data(self, step: int, seed: int = 0) -> Any:
-        """What one step of the method consumes."""
+        """Return the input of one step of the method."""
         key = fold_in(seed, "train", step)
         if self.method.traits.consumes == "examples":
             return self.source.examples(key, 32)
@@ -87,24 +87,24 @@ def method_case(
     dtype: torch.dtype = F64,
     name: str = "",
 ) -> Case:
-    """The method on the small problem, with a small network with tanh."""
+    """Build the method for the small problem, with a small network with tanh."""
     source = Clusters("train", 24)
     source.spec = dataclasses.replace(source.spec, dtype=dtype)
     policy: Any = norm
     learner = MLP(sizes=(8, 7), activation="tanh", norm=policy).build(source.spec)
-    made = component(**options)
-    return Case(name or made.name, component, source, build(made, learner, source), options)
+    instance = component(**options)
+    return Case(name or instance.name, component, source, build(instance, learner, source), options)
 
 
 def build(component: MethodComponent, learner: Learner, source: Any) -> Method:
-    """The method for the tasks of `source`; of one that searches first, what its search returns."""
+    """Build the method for the tasks of `source`; a method that searches first runs its search."""
     if component.contains_by_default is None:
         meta_steps = META_STEPS if component.needs_meta_steps else None
         return component.build(learner, source.spec, meta_steps=meta_steps)
-    waiting = component.build(learner, source.spec, contained=CONTAINED)  # type: ignore[call-arg]
-    assert waiting.prepare is not None
+    unprepared = component.build(learner, source.spec, contained=CONTAINED)  # type: ignore[call-arg]
+    assert unprepared.prepare is not None
     with tempfile.TemporaryDirectory() as folder:
-        return waiting.prepare(source, fold_in(0, "search"), NullLedger(), Path(folder))
+        return unprepared.prepare(source, fold_in(0, "search"), NullLedger(), Path(folder))
 
 
 Check = TypeVar("Check", bound=Callable[..., None])
@@ -120,13 +120,13 @@ def needs(part: str) -> Callable[[Check], Check]:
     return mark
 
 
-def inapplicable(given: Case, check: Callable[..., None]) -> str:
-    """Why a check does not apply to a method; empty where it does."""
+def inapplicable(case: Case, check: Callable[..., None]) -> str:
+    """Return why a check does not apply to a method; empty if it applies."""
     part = getattr(check, "needs", None)
     if part is None:
         return ""
-    has, why = NEEDS[part]
-    return "" if has(given.method) else why
+    has, reason = NEEDS[part]
+    return "" if has(case.method) else reason
 
 
 # small helpers
@@ -138,39 +138,39 @@ def close(a: Any, b: Any, **tolerance: Any) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether leaves are equal, by name, bit for bit."""
-    mine, other = named_leaves(a), named_leaves(b)
-    return mine.keys() == other.keys() and all(
-        torch.equal(mine[name], other[name]) for name in mine
+    """Return whether leaves are bitwise equal, by name."""
+    left, right = named_leaves(a), named_leaves(b)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
     )
 
 
 def same_leaves(a: Any, b: Any) -> bool:
-    """Whether the leaves are equal in their order, bit for bit."""
-    one, two = leaves(a), leaves(b)
-    return len(one) == len(two) and all(map(torch.equal, one, two))
+    """Return whether the leaves are bitwise equal, in their order."""
+    left, right = leaves(a), leaves(b)
+    return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
 def predictions_of(
-    given: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None
+    case: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None
 ) -> torch.Tensor:
-    """Predictions [T, P, M, C] on the queries of `episode`."""
-    learned = given.method.learn(meta, episode.support, episode.query.x, steps, key=key)
+    """Return predictions [T, P, M, C] on the queries of `episode`."""
+    learned = case.method.learn(meta, episode.support, episode.query.x, steps, key=key)
     predictions: torch.Tensor = learned.predictions
     return predictions
 
 
-def episodes(given: Case, count: int = TASKS) -> Episode:
-    """The same new tasks for every method."""
-    found: Episode = given.source.sample(fold_in(5, "episodes"), count)
-    return found
+def episodes(case: Case, count: int = TASKS) -> Episode:
+    """Sample the same new tasks for every method."""
+    sample: Episode = case.source.sample(fold_in(5, "episodes"), count)
+    return sample
 
 
 @functools.cache
 def compiled_step(component: MethodComponent) -> Callable[..., Any]:
-    """The step as one graph, forward and backward, run without the C++ compiler."""
-    # Many methods share the code of their step, and one process may meet them all: torch gives up
-    # after eight.
+    """Compile the step as one graph, forward and backward, without the C++ compiler."""
+    # Many methods share the code of their step, and one process may compile them all: torch stops
+    # recompiling after eight.
     torch._dynamo.config.recompile_limit = 200
     torch._dynamo.config.accumulated_recompile_limit = 2000
     method = method_case(type(component), fields_set(component)).method
@@ -179,6 +179,6 @@ def compiled_step(component: MethodComponent) -> Callable[..., Any]:
 
 
 def fields_set(component: Any, without: Sequence[str] = ("name", "source")) -> dict[str, Any]:
-    """The options that a component was given, as opposed to its defaults."""
-    chosen = component.model_fields_set - set(without)
-    return {name: getattr(component, name) for name in sorted(chosen)}
+    """Return the options that were passed to a component, without its defaults."""
+    names = component.model_fields_set - set(without)
+    return {name: getattr(component, name) for name in sorted(names)}

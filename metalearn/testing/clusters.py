@@ -1,4 +1,4 @@
-"""A small classification problem: classes that differ in a few numbers under loud noise."""
+"""A small classification problem: classes that differ in a few numbers under strong noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNAL = torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64)
 
 
 class Clusters:
-    """Classes differ in the first half of WIDTH numbers, the rest is loud noise.
+    """Classes differ in the first half of WIDTH numbers; the rest is strong noise.
 
     Every split has other classes."""
 

@@ -1,4 +1,4 @@
-"""What every component keeps: frozen, through JSON and back, a sentence for each field."""
+"""The contract of every component: frozen, equal after JSON, a description of each field."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ def refuses(call: Callable[[], Any], word: str) -> None:
 
 
 def check_form(component: type[Component], options: Mapping[str, Any], tag: str = "name") -> None:
-    """Frozen, equal after JSON, a sentence for every field, unknown fields refused."""
-    made = component(**options)
-    again = component.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
-    assert again == made and hash(again) == hash(made), "it differs after a JSON round trip"
+    """Assert: frozen, equal after JSON, every field described, unknown fields rejected."""
+    instance = component(**options)
+    restored = component.model_validate(json.loads(json.dumps(instance.model_dump(mode="json"))))
+    assert restored == instance and hash(restored) == hash(instance), (
+        "it differs after a JSON round trip"
+    )
     field = next(iter(component.model_fields))
-    refuses(lambda: setattr(made, field, getattr(made, field)), "frozen")
+    refuses(lambda: setattr(instance, field, getattr(instance, field)), "frozen")
     unknown: dict[str, Any] = {**options, "not_a_field": 1}
     refuses(lambda: component(**unknown), "not_a_field")
     name = component.model_fields[tag].default
-    assert isinstance(name, str) and getattr(made, tag) == name, f"{tag} needs a default"
+    assert isinstance(name, str) and getattr(instance, tag) == name, f"{tag} needs a default"
     assert component.sentence().endswith("."), "its docstring must begin with a sentence"
-    bare = [name for name, info in component.model_fields.items() if not info.description]
-    assert not bare, f"fields without a description (metalearn.option): {bare}"
+    undescribed = [name for name, info in component.model_fields.items() if not info.description]
+    assert not undescribed, f"fields without a description (metalearn.option): {undescribed}"
     acts = {name: component.acts_of(name) for name in component.model_fields}
     assert set(acts.values()) <= {"train", "adapt", "both"}, acts

@@ -1,4 +1,4 @@
-"""Checks of what a method learns of new tasks, and of resuming."""
+"""Checks of how a method learns new tasks, and of resuming."""
 
 from __future__ import annotations
 
@@ -31,41 +31,43 @@ from metalearn.tree import named_leaves, take
 from metalearn.types import Batch
 
 
-def check_predictions_have_their_shape(given: Case) -> None:
+def check_predictions_have_their_shape(case: Case) -> None:
     """Predictions are [T, P, M, C] and finite, for any number of queries.
 
-    The points asked for are those of the whole path."""
-    state, episode = given.state(), episodes(given)
-    spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
-    few, path = (
-        predictions_of(given, state.meta, episode, STEPS, keys),
-        predictions_of(given, state.meta, episode, STEPS[-1], keys),
+    Those at single steps are equal to those of the whole path."""
+    state, episode = case.state(), episodes(case)
+    spec, keys = case.method.spec, fold_in(episode.info["key"], "learn")
+    selected, path = (
+        predictions_of(case, state.meta, episode, STEPS, keys),
+        predictions_of(case, state.meta, episode, STEPS[-1], keys),
     )
-    assert few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
-    assert few.dtype == F64
-    assert few.isfinite().all()
-    close(few, path[:, list(STEPS)])
-    moves = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
-    assert moves == given.method.traits.uses_steps
+    assert selected.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
+    assert selected.dtype == F64
+    assert selected.isfinite().all()
+    close(selected, path[:, list(STEPS)])
+    changes = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
+    assert changes == case.method.traits.uses_steps
     for count in (1, 0):
         part = episode._replace(query=Batch(episode.query.x[:, :count], episode.query.y[:, :count]))
-        cut = predictions_of(given, state.meta, part, STEPS, keys)
-        assert cut.shape == (TASKS, len(STEPS), count, spec.outputs)
-        close(cut, few[:, :, :count])
+        few = predictions_of(case, state.meta, part, STEPS, keys)
+        assert few.shape == (TASKS, len(STEPS), count, spec.outputs)
+        close(few, selected[:, :, :count])
 
 
-def check_regression_is_learned_or_refused(given: Case) -> None:
-    """On tasks with one target a step and a learning curve work, [T, P, M, 1].
+def check_regression_is_learned_or_refused(case: Case) -> None:
+    """On tasks with one target, a step and a learning curve work, [T, P, M, 1].
 
     Or `build` refuses them with a ConfigError, as require_classes does."""
     try:
-        one = given.on_values()
+        regression = case.on_values()
     except ConfigError:
         return
     try:
-        if one.method.step is not None:
-            one.step(one.state(), one.data(0))
-        found = learning_curve(one.method, one.state().meta, one.source, (0, 1), 2)
+        if regression.method.step is not None:
+            regression.step(regression.state(), regression.data(0))
+        curve = learning_curve(
+            regression.method, regression.state().meta, regression.source, (0, 1), 2
+        )
     except ConfigError:
         raise
     except Exception as error:
@@ -75,100 +77,106 @@ def check_regression_is_learned_or_refused(given: Case) -> None:
         raise AssertionError(
             f"{text} metalearn.inner.requirements.require_classes(self.name, spec)"
         ) from error
-    assert found.metric == "loss" and found.scores.shape == (2, 2)
+    assert curve.metric == "loss" and curve.scores.shape == (2, 2)
 
 
-def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
-    """A task is learned alike in a batch and alone, and alike twice."""
-    state, episode = given.state(), episodes(given)
+def check_learning_is_a_function_of_the_tasks_key(case: Case) -> None:
+    """A task is learned in the same way in a batch, alone, and a second time."""
+    state, episode = case.state(), episodes(case)
     keys = fold_in(episode.info["key"], "learn")
-    together = predictions_of(given, state.meta, episode, key=keys)
-    assert torch.equal(together, predictions_of(given, state.meta, episode, key=keys))
+    together = predictions_of(case, state.meta, episode, key=keys)
+    assert torch.equal(together, predictions_of(case, state.meta, episode, key=keys))
     for task in (0, TASKS - 1):
-        part = slice(task, task + 1)
+        task_slice = slice(task, task + 1)
         close(
-            predictions_of(given, state.meta, take(episode, part), key=keys[part]), together[part]
+            predictions_of(case, state.meta, take(episode, task_slice), key=keys[task_slice]),
+            together[task_slice],
         )
 
 
-def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
-    """Other queries change a prediction under `query_batch` and no other policy.
+def check_queries_see_each_other_only_if_transductive(case: Case) -> None:
+    """Other queries change a prediction with `query_batch` and no other policy.
 
-    Labels have no way in."""
+    Labels of queries are not an argument."""
     expected = ["meta", "support", "query_x"]
-    assert list(inspect.signature(given.method.learn).parameters)[:3] == expected
+    assert list(inspect.signature(case.method.learn).parameters)[:3] == expected
     for policy in POLICIES:
-        one = given.rebuild(norm=policy)
-        meta, episode = one.state().meta, episodes(one)
-        other = episode.query.x.clone()
-        other[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), other[:, 3:].shape, F64)
+        policy_case = case.rebuild(norm=policy)
+        meta, episode = policy_case.state().meta, episodes(policy_case)
+        changed_x = episode.query.x.clone()
+        changed_x[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), changed_x[:, 3:].shape, F64)
         before, after = (
-            predictions_of(one, meta, episode._replace(query=Batch(x, episode.query.y)))
-            for x in (episode.query.x, other)
+            predictions_of(policy_case, meta, episode._replace(query=Batch(x, episode.query.y)))
+            for x in (episode.query.x, changed_x)
         )
         change = float((before - after)[:, :, :3].abs().max())
-        assert one.method.traits.normalisation == policy and before.isfinite().all()
-        assert one.method.traits.transductive == (policy == "query_batch"), policy
-        assert change > 1e-4 if one.method.traits.transductive else change < 1e-9, (policy, change)
+        assert policy_case.method.traits.normalisation == policy and before.isfinite().all()
+        assert policy_case.method.traits.transductive == (policy == "query_batch"), policy
+        assert change > 1e-4 if policy_case.method.traits.transductive else change < 1e-9, (
+            policy,
+            change,
+        )
 
 
 @needs("step")
-def check_every_leaf_receives_gradient(given: Case) -> None:
-    """One step moves every leaf of the meta.
+def check_every_leaf_receives_gradient(case: Case) -> None:
+    """One step updates every leaf of the meta.
 
-    With running statistics these, and what moves without them: not a bias that the mean of the
-    batch takes out again."""
-    still = {}
+    With running statistics it updates them, and all leaves that `query_batch` updates, which need
+    not include a bias that the mean of the batch cancels."""
+    unchanged = {}
     for policy in ("none", "query_batch", "running"):
-        one = given.rebuild(norm=policy)
-        state = one.state()
-        after, _ = one.step(state, one.data(0))
+        policy_case = case.rebuild(norm=policy)
+        state = policy_case.state()
+        after, _ = policy_case.step(state, policy_case.data(0))
         old, new = named_leaves(state.meta), named_leaves(after.meta)
-        still[policy] = [name for name in old if torch.equal(old[name], new[name])]
-    assert still["none"] == [] and set(still["running"]) <= set(still["query_batch"]), still
+        unchanged[policy] = [name for name in old if torch.equal(old[name], new[name])]
+    assert unchanged["none"] == [] and set(unchanged["running"]) <= set(unchanged["query_batch"]), (
+        unchanged
+    )
 
 
-def check_resuming_is_bitwise(given: Case) -> None:
-    """Two steps, save, load into another start, two steps: the same bits as four steps at once."""
-    state = given.method.init(fold_in(0, "init"))
-    if given.method.step is None:
+def check_resuming_is_bitwise(case: Case) -> None:
+    """Two steps, save, load into another state, two steps: bitwise equal to four steps."""
+    state = case.method.init(fold_in(0, "init"))
+    if case.method.step is None:
         steps: list[Any] = []
     else:
-        steps = [given.data(number) for number in range(4)]
+        steps = [case.data(step) for step in range(4)]
     for data in steps[:2]:
-        state, _ = given.step(state, data)
+        state, _ = case.step(state, data)
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint.path_of(Path(folder), 2)
         checkpoint.save(path, state)
-        again = checkpoint.load(path, given.method.init(fold_in(1, "another")))
-    assert same(again, state)
+        resumed = checkpoint.load(path, case.method.init(fold_in(1, "another")))
+    assert same(resumed, state)
     for data in steps[2:]:
-        state, again = given.step(state, data)[0], given.step(again, data)[0]
-    assert same(again, state) and state.step == len(steps)
+        state, resumed = case.step(state, data)[0], case.step(resumed, data)[0]
+    assert same(resumed, state) and state.step == len(steps)
 
 
-# accuracy gained over the method's own start, on tasks of classes that were not trained on
+# gain in accuracy over the initial state, on tasks of classes that were not trained on
 MARGIN = 0.06
 
 
-def check_it_learns(given: Case) -> None:
-    """New tasks are learned better than from the start, by three seeds.
+def check_it_learns(case: Case) -> None:
+    """New tasks are learned better after training than before, with each of three seeds.
 
-    Without training, better than not at all."""
+    Methods without training must be better after their steps than before them."""
     tests = Clusters("test", 24)
-    points = (0, 5) if given.method.traits.uses_steps else (0,)
-    count = 100 if given.method.traits.host_side else 300  # a task may be a whole search
+    points = (0, 5) if case.method.traits.uses_steps else (0,)
+    count = 100 if case.method.traits.host_side else 300  # a task may be a whole search
     for seed in range(3):
-        state = given.state(seed)
-        start = learning_curve(given.method, state.meta, tests, points, count, seed=seed)
-        if given.method.step is None:
+        state = case.state(seed)
+        start = learning_curve(case.method, state.meta, tests, points, count, seed=seed)
+        if case.method.step is None:
             assert start.mean[-1] > start.mean[0] + MARGIN, start.mean
             continue
-        for number in range(1, given.training + 1):
-            state, _ = given.step(state, given.data(number - 1, seed))
-            if number % TRAINING:
+        for step in range(1, case.training + 1):
+            state, _ = case.step(state, case.data(step - 1, seed))
+            if step % TRAINING:
                 continue
-            end = learning_curve(given.method, state.meta, tests, points, count, seed=seed)
+            end = learning_curve(case.method, state.meta, tests, points, count, seed=seed)
             if end.mean[-1] > start.mean[-1] + MARGIN:
                 break
         else:

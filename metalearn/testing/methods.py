@@ -1,4 +1,4 @@
-"""The contract of a method, on a component of anybody."""
+"""The contract of a method, for any component."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHOD_CHECKS: list[Callable[[Case], None]] = [
     for name, value in vars(module).items()
     if name.startswith("check_") and value.__module__ == module.__name__
 ]
-PATIENCE = 10  # times TRAINING, for options that nobody chose for the small problem
+PATIENCE = 10  # times TRAINING, for options that were not chosen for the small problem
 
 
 def check_method(

@@ -1,9 +1,10 @@
-"""The contract of a model, on a component of anybody."""
+"""The contract of a model, for any component."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -35,41 +36,41 @@ class ModelCase(NamedTuple):
 Check = Callable[[ModelCase], None]
 
 
-def shaken(learner: Learner) -> Params:
-    """Parameters away from a special start: gains not 1, biases and running statistics not 0."""
+def perturbed_params(learner: Learner) -> Params:
+    """Return parameters without special values: gains not 1, biases and statistics not 0."""
     params = learner.init(KEY)
-    moved = {
+    shifted = {
         name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs()
         for name, v in params.items()
     }
     return {
-        name: value if name.endswith("weight") and value.dim() > 1 else moved[name]
+        name: value if name.endswith("weight") and value.dim() > 1 else shifted[name]
         for name, value in params.items()
     }
 
 
 def data(learner: Learner, count: int, name: str = "x") -> Tensor:
-    """Inputs [count, *X]."""
+    """Sample inputs [count, *X]."""
     return normal(fold_in(KEY, name), (count, *learner.x_shape), F64)
 
 
-def check_component(given: ModelCase) -> None:
+def check_component(case: ModelCase) -> None:
     """Frozen, equal after JSON, a sentence for every field, unknown fields refused."""
-    check_form(type(given.component), fields_set(given.component))
+    check_form(type(case.component), fields_set(case.component))
 
 
-def check_outputs_have_their_shape(given: ModelCase) -> None:
-    """[B, C], finite, in the type of the parameters."""
-    learner = given.learner()
-    out = learner.apply(shaken(learner), data(learner, 9))
-    assert learner.outputs == given.spec.outputs
-    assert out.shape == (9, given.spec.outputs) and out.dtype == F64 and out.isfinite().all()
+def check_outputs_have_their_shape(case: ModelCase) -> None:
+    """[B, C], finite, in the dtype of the parameters."""
+    learner = case.learner()
+    out = learner.apply(perturbed_params(learner), data(learner, 9))
+    assert learner.outputs == case.spec.outputs
+    assert out.shape == (9, case.spec.outputs) and out.dtype == F64 and out.isfinite().all()
 
 
-def check_features_run_without_the_head_and_the_head_is_a_linear_layer(given: ModelCase) -> None:
+def check_features_run_without_the_head_and_the_head_is_a_linear_layer(case: ModelCase) -> None:
     """`features` [B, D] needs no head.*; `apply` is its product with head.weight [C, D]."""
-    learner = given.learner()
-    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
+    learner = case.learner()
+    params, x, context = perturbed_params(learner), data(learner, 5), data(learner, 6, "context")
     body = {name: value for name, value in params.items() if not name.startswith("head.")}
     assert set(params) - set(body) == {"head.weight", "head.bias"}
     for support in (None, context):
@@ -81,27 +82,29 @@ def check_features_run_without_the_head_and_the_head_is_a_linear_layer(given: Mo
         )
 
 
-def check_the_start_is_a_function_of_the_key_alone(given: ModelCase) -> None:
+def check_the_start_is_a_function_of_the_key_alone(case: ModelCase) -> None:
     """The same key, the same bits; another key, other weights; float32 rounds the same numbers."""
-    learner = given.learner()
+    learner = case.learner()
     state = torch.get_rng_state()
-    one, other = learner.init(KEY), learner.init(fold_in(KEY, "other"))
+    params, other_params = learner.init(KEY), learner.init(fold_in(KEY, "other"))
     assert torch.equal(torch.get_rng_state(), state), (
         "it uses torch's global random number generator"
     )
-    two = given.learner().init(KEY)
-    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
-    drawn = [n for n in one if n.endswith("weight") and one[n].dim() > 1]
-    assert drawn and not any(torch.equal(one[n], other[n]) for n in drawn)
-    assert {v.dtype for v in one.values()} == {F64}
-    single = given.learner(torch.float32).init(KEY)
-    assert {v.dtype for v in single.values()} == {torch.float32}
-    assert all(torch.allclose(single[n].double(), one[n], atol=1e-6) for n in one)
+    same_params = case.learner().init(KEY)
+    assert params.keys() == same_params.keys() and all(
+        torch.equal(params[n], same_params[n]) for n in params
+    )
+    weights = [n for n in params if n.endswith("weight") and params[n].dim() > 1]
+    assert weights and not any(torch.equal(params[n], other_params[n]) for n in weights)
+    assert {v.dtype for v in params.values()} == {F64}
+    float32_params = case.learner(torch.float32).init(KEY)
+    assert {v.dtype for v in float32_params.values()} == {torch.float32}
+    assert all(torch.allclose(float32_params[n].double(), params[n], atol=1e-6) for n in params)
 
 
-def check_a_batch_of_parameters_gives_what_each_gives_alone(given: ModelCase) -> None:
+def check_a_batch_of_parameters_gives_what_each_gives_alone(case: ModelCase) -> None:
     """torch.func.vmap over parameters, as over the adapted parameters of several tasks."""
-    learner = given.learner()
+    learner = case.learner()
     x, both = data(learner, 4), [learner.init(fold_in(KEY, n)) for n in range(2)]
     stacked = {name: torch.stack([params[name] for params in both]) for name in both[0]}
     together = torch.func.vmap(lambda params: learner.apply(params, x, context=x))(stacked)
@@ -109,20 +112,20 @@ def check_a_batch_of_parameters_gives_what_each_gives_alone(given: ModelCase) ->
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
 
 
-def check_only_query_batch_lets_queries_see_each_other(given: ModelCase) -> None:
-    """Other queries change a prediction under query_batch alone.
+def check_only_query_batch_lets_queries_see_each_other(case: ModelCase) -> None:
+    """Other queries change a prediction only with query_batch.
 
-    The support set changes it under support and support_plus_one alone."""
-    learner = given.learner()
+    The support set changes it only with support and support_plus_one."""
+    learner = case.learner()
     policy = learner.normalisation
-    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
-    usual = learner.apply(params, x, context=context)
-    others = learner.apply(params, torch.cat([x[:2], 3 + 2 * x[2:]]), context=context)
-    change = (usual - others)[:2].abs().max()
+    params, x, context = perturbed_params(learner), data(learner, 5), data(learner, 6, "context")
+    outputs = learner.apply(params, x, context=context)
+    changed = learner.apply(params, torch.cat([x[:2], 3 + 2 * x[2:]]), context=context)
+    change = (outputs - changed)[:2].abs().max()
     assert change > 1e-3 if policy == "query_batch" else change < 1e-12, (policy, change)
-    moved = (usual - learner.apply(params, x, context=2 * context + 1)).abs().max()
+    context_change = (outputs - learner.apply(params, x, context=2 * context + 1)).abs().max()
     depends = policy in ("support", "support_plus_one")
-    assert moved > 1e-3 if depends else moved == 0, (policy, moved)
+    assert context_change > 1e-3 if depends else context_change == 0, (policy, context_change)
 
 
 MODEL_CHECKS: list[Check] = [
@@ -138,34 +141,35 @@ def check_model(
     spec: EpisodeSpec | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> None:
-    """Run the contract suite of models, under every normalisation that the model offers.
+    """Run the contract suite of models, with every normalisation that the model supports.
 
     component: a class, built from its defaults, or an instance.
-    spec: of the tasks, in float64; None: 3 classes of 6 numbers, or of images [1, 16, 16] where the
-        model refuses numbers.
+    spec: of the tasks, in float64; None: 3 classes of 6 numbers, or of images [1, 16, 16] if the
+        model rejects vectors.
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent.
+    Raises AssertionError with every check that fails; TypeError if it is not a ModelComponent.
 
     >>> from metalearn.testing import check_model
-    >>> check_model(ml.models.MLP(sizes=(4,)))  # raises where the contract is broken
+    >>> check_model(ml.models.MLP(sizes=(4,)))  # raises if the contract is broken
     """
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, ModelComponent):
         raise TypeError(f"{kind.__name__} is not a subclass of metalearn.component.ModelComponent")
-    made = component() if isinstance(component, type) else component  # type: ignore[call-arg]
-    spec = _accepted(made) if spec is None else spec
-    for one in _variants(made):
-        name = f"{kind.__name__}({fields_set(one)})"
-        run_checks(name, lambda one=one: ModelCase(one, spec), MODEL_CHECKS, _applies, skip)  # type: ignore[misc]
+    instance = component() if isinstance(component, type) else component  # type: ignore[call-arg]
+    spec = _default_spec(instance) if spec is None else spec
+    for model in _norm_models(instance):
+        name = f"{kind.__name__}({fields_set(model)})"
+        build = partial(ModelCase, model, spec)
+        run_checks(name, build, MODEL_CHECKS, _never_inapplicable, skip)
 
 
-def _applies(given: ModelCase, check: Check) -> str:
-    del given, check
+def _never_inapplicable(case: ModelCase, check: Check) -> str:
+    del case, check
     return ""
 
 
-def _accepted(component: ModelComponent) -> EpisodeSpec:
+def _default_spec(component: ModelComponent) -> EpisodeSpec:
     try:
         component.build(VECTOR)
     except (ConfigError, ValueError, RuntimeError):
@@ -173,8 +177,8 @@ def _accepted(component: ModelComponent) -> EpisodeSpec:
     return VECTOR
 
 
-def _variants(component: ModelComponent) -> list[ModelComponent]:
+def _norm_models(component: ModelComponent) -> list[ModelComponent]:
     field = type(component).model_fields.get("norm")
-    offered: tuple[Any, ...] = () if field is None else get_args(field.annotation)
-    given, kind = fields_set(component), type(component)
-    return [kind(**{**given, "norm": p}) for p in POLICIES if p in offered] or [component]
+    norms: tuple[Any, ...] = () if field is None else get_args(field.annotation)
+    options, kind = fields_set(component), type(component)
+    return [kind(**{**options, "norm": p}) for p in POLICIES if p in norms] or [component]

@@ -1,4 +1,4 @@
-"""Every check of a list over one component, and one error with all that fails."""
+"""Run a list of checks on one component and raise one error with all failures."""
 
 from __future__ import annotations
 
@@ -21,44 +21,45 @@ def run_checks(
     inapplicable: Callable[[Case, Callable[[Case], None]], str],
     skip: Mapping[str, str] | None = None,
 ) -> None:
-    """Run the checks that apply; AssertionError names each that fails, with its sentence.
+    """Run the checks that apply; raises AssertionError with each failure and its docstring.
 
-    Where several fail of one ConfigError, it stands once, with their names."""
+    If several fail with the same ConfigError, it is listed once, with their names."""
     skip, names = dict(skip or {}), [check.__name__ for check in checks]
-    for one in set(skip) - set(names):
-        raise ValueError(f"skip: unknown check {one!r}; {did_you_mean(one, names)}")
-    given, failed, first = build(), list[tuple[Check, Exception]](), None
+    for unknown in set(skip) - set(names):
+        raise ValueError(f"skip: unknown check {unknown!r}; {did_you_mean(unknown, names)}")
+    case, failures, cause = build(), list[tuple[Check, Exception]](), None
     for check in checks:
-        if check.__name__ in skip or inapplicable(given, check):
+        if check.__name__ in skip or inapplicable(case, check):
             continue
         try:
-            check(given)
+            check(case)
         except Exception as error:
-            first = first or error
-            failed.append((check, error))
-    if failed:
-        head = f"{name} fails {len(failed)} of {len(checks)} checks:"
-        raise AssertionError("\n".join([head, *_described(failed)])) from first
+            cause = cause or error
+            failures.append((check, error))
+    if failures:
+        head = f"{name} fails {len(failures)} of {len(checks)} checks:"
+        raise AssertionError("\n".join([head, *_describe_failures(failures)])) from cause
 
 
-def _described(failed: Sequence[tuple[Check, Exception]]) -> list[str]:
-    """A paragraph for each failure, or for all that are of one ConfigError."""
-    found = list[str]()
+def _describe_failures(failures: Sequence[tuple[Check, Exception]]) -> list[str]:
+    """Return one paragraph per failure, or per ConfigError that several checks have in common."""
+    paragraphs = list[str]()
     by_text: dict[str, list[str]] = {}
-    for check, error in failed:
+    for check, error in failures:
         if isinstance(error, ConfigError):
             by_text.setdefault(str(error), []).append(check.__name__)
         else:
-            found.append(_describe(check, error))
-    return [*(f"* {', '.join(names)}:\n    {text}" for text, names in by_text.items()), *found]
+            paragraphs.append(_describe(check, error))
+    return [*(f"* {', '.join(names)}:\n    {text}" for text, names in by_text.items()), *paragraphs]
 
 
 def _describe(check: Check, error: Exception) -> str:
-    """The check, what it asks for, and where it stopped."""
+    """Return the check, its requirement, and where it failed."""
     frames = traceback.extract_tb(error.__traceback__)
-    here = [frame for frame in frames if frame.filename.startswith(HERE)]
-    frame = (here or list(frames))[-1]
+    own_frames = [frame for frame in frames if frame.filename.startswith(HERE)]
+    frame = (own_frames or list(frames))[-1]
     text = " ".join(str(error).split()) or str(frame.line)
-    asks = " ".join((check.__doc__ or "").split())
-    place = f"{frame.filename}:{frame.lineno}"
-    return f"* {check.__name__}: {asks}\n    {type(error).__name__}: {text}\n    at {place}"
+    requirement = " ".join((check.__doc__ or "").split())
+    location = f"{frame.filename}:{frame.lineno}"
+    name = type(error).__name__
+    return f"* {check.__name__}: {requirement}\n    {name}: {text}\n    at {location}"

@@ -1,4 +1,4 @@
-"""The contract of a task source, on a component or a source of anybody."""
+"""The contract of a task source, for any component or source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class SourceCase(NamedTuple):
-    """A task component with its options, or the sources of somebody, by split."""
+    """A task component with its options, or built sources by split."""
 
     component: type[TaskComponent] | None
     options: Mapping[str, Any]
@@ -39,7 +39,7 @@ class SourceCase(NamedTuple):
     def build(
         self, split: str = "train", *, more: Mapping[str, Any] | None = None, **where: Any
     ) -> Any:
-        """The source of a split; `more` options, `where` it builds: dtype, device."""
+        """Build the source of a split with `more` options; `where` is its dtype and device."""
         if self.component is None:
             return self.sources[split]
         return self.component(**{**self.options, **(more or {})}).build(split, 0, **where)
@@ -54,18 +54,18 @@ def _of_component(check: Check) -> Check:
     return check
 
 
-def check_an_episode_depends_on_its_key_and_number_alone(given: SourceCase) -> None:
+def check_an_episode_depends_on_its_key_and_number_alone(case: SourceCase) -> None:
     """The same twice, alone, in chunks, from another object, with any torch generator state."""
-    source = given.first
+    source = case.first
     whole = source.sample(KEY, COUNT)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert same_leaves(whole, given.first.sample(KEY, COUNT))
+    assert same_leaves(whole, case.first.sample(KEY, COUNT))
     for first, last in ((0, 1), (3, 4), (2, 7)):
         part = source.sample(KEY, last - first, start=first)
         assert same_leaves(part, take(whole, slice(first, last)))
-    late = source.sample(KEY, 3, start=1_000_002)
-    assert same_leaves(source.sample(KEY, 2, start=1_000_003), take(late, slice(1, 3)))
+    large_numbers = source.sample(KEY, 3, start=1_000_002)
+    assert same_leaves(source.sample(KEY, 2, start=1_000_003), take(large_numbers, slice(1, 3)))
     assert torch.equal(torch.get_rng_state(), before), (
         "it uses torch's global random number generator"
     )
@@ -74,13 +74,13 @@ def check_an_episode_depends_on_its_key_and_number_alone(given: SourceCase) -> N
     assert len({str(x.tolist()) for x in whole.support.x}) == COUNT, "episodes repeat"
 
 
-def check_shapes_are_those_of_the_spec(given: SourceCase) -> None:
+def check_shapes_are_those_of_the_spec(case: SourceCase) -> None:
     """x [T, M, *X], y [T, M] int64 or [T, M, C] floats, keys and steps [T]; every split."""
-    for split in given.splits:
-        source = given.build(split)
+    for split in case.splits:
+        source = case.build(split)
         spec, episode = source.spec, source.sample(KEY, COUNT)
         expected = {"split": split} | {
-            name: given.options[name] for name in ("shots", "queries") if name in given.options
+            name: case.options[name] for name in ("shots", "queries") if name in case.options
         }
         assert {name: getattr(spec, name) for name in expected} == expected
         for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
@@ -100,14 +100,16 @@ def _check_batch(batch: Batch, size: tuple[int, ...], spec: EpisodeSpec) -> None
     assert batch.y.dtype == (torch.int64 if spec.classification else spec.dtype)
 
 
-def check_labels_are_a_permutation_and_no_example_is_in_both_sets(given: SourceCase) -> None:
-    """Classes get their labels anew in every task; a query example is in no support set."""
-    for split in given.splits:
-        source = given.build(split)
+def check_labels_are_a_permutation_and_no_example_is_in_both_sets(case: SourceCase) -> None:
+    """Labels are assigned again in every task; a query example is not in the support set."""
+    for split in case.splits:
+        source = case.build(split)
         spec, episode = source.spec, source.sample(KEY, COUNT)
         for t in range(COUNT):
-            both = torch.cat([episode.support.x[t], episode.query.x[t]]).flatten(1)
-            assert len({str(x.tolist()) for x in both}) == len(both), "an example occurs twice"
+            examples = torch.cat([episode.support.x[t], episode.query.x[t]]).flatten(1)
+            assert len({str(x.tolist()) for x in examples}) == len(examples), (
+                "an example occurs twice"
+            )
         if not spec.classification:
             continue
         for t in range(COUNT):
@@ -116,15 +118,15 @@ def check_labels_are_a_permutation_and_no_example_is_in_both_sets(given: SourceC
             assert all(0 <= i < spec.num_classes for i in ids)
             for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
                 assert sorted(batch.y[t].tolist()) == sorted(list(range(spec.ways)) * count)
-        # neither the order of labels nor the classes behind them stand still
-        for moving in (episode.support.y, episode.query.y, episode.info["class_ids"]):
-            assert len({str(row.tolist()) for row in moving}) > 1
+        # the order of labels and the classes vary between tasks
+        for values in (episode.support.y, episode.query.y, episode.info["class_ids"]):
+            assert len({str(row.tolist()) for row in values}) > 1
 
 
 @_of_component
-def check_a_source_without_queries(given: SourceCase) -> None:
-    """`queries: 0` is legal in training."""
-    source = given.build(more={"queries": 0})
+def check_a_source_without_queries(case: SourceCase) -> None:
+    """`queries: 0` is valid in training."""
+    source = case.build(more={"queries": 0})
     episode = source.sample(KEY, COUNT)
     assert source.spec.queries == 0
     assert episode.query.x.shape == (COUNT, 0, *source.spec.x_shape)
@@ -134,52 +136,52 @@ def check_a_source_without_queries(given: SourceCase) -> None:
 
 
 @_of_component
-def check_float64_draws_the_same_episodes(given: SourceCase) -> None:
+def check_float64_draws_the_same_episodes(case: SourceCase) -> None:
     """The same spec, and the same numbers up to rounding."""
-    fine, coarse = given.build(dtype=torch.float64), given.build()
-    assert coarse.spec.dtype == torch.float32 and coarse.spec.device == "cpu"
-    assert fine.spec == dataclasses.replace(coarse.spec, dtype=torch.float64)
-    for a, b in zip(leaves(fine.sample(KEY, 3)), leaves(coarse.sample(KEY, 3)), strict=True):
+    double, single = case.build(dtype=torch.float64), case.build()
+    assert single.spec.dtype == torch.float32 and single.spec.device == "cpu"
+    assert double.spec == dataclasses.replace(single.spec, dtype=torch.float64)
+    for a, b in zip(leaves(double.sample(KEY, 3)), leaves(single.sample(KEY, 3)), strict=True):
         assert a.dtype == (torch.float64 if b.is_floating_point() else b.dtype)
         torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5)
-    assert fine.examples(KEY, 4).x.dtype == torch.float64
+    assert double.examples(KEY, 4).x.dtype == torch.float64
 
 
-def check_examples_are_labelled_over_all_classes(given: SourceCase) -> None:
+def check_examples_are_labelled_over_all_classes(case: SourceCase) -> None:
     """Labelled examples for pretraining: x [B, *X], y [B] over the classes of the split."""
-    source = given.first
+    source = case.first
     spec, batch = source.spec, source.examples(KEY, 500)
     _check_batch(batch, (500,), spec)
     assert batch.x.isfinite().all()
-    again, other = source.examples(KEY, 500), source.examples(fold_in(KEY, "other"), 500)
-    assert torch.equal(batch.x, again.x) and torch.equal(batch.y, again.y)
+    repeated, other = source.examples(KEY, 500), source.examples(fold_in(KEY, "other"), 500)
+    assert torch.equal(batch.x, repeated.x) and torch.equal(batch.y, repeated.y)
     assert not torch.equal(batch.x, other.x)
     if spec.classification:
         assert batch.y.min() >= 0 and batch.y.max() < spec.num_classes
         assert batch.y.unique().numel() > min(spec.num_classes, 500) * 0.3
 
 
-def check_splits_give_different_tasks(given: SourceCase) -> None:
-    """No example of one split is drawn in another one."""
-    drawn = [
-        {str(x.tolist()) for x in given.build(split).sample(KEY, 3).support.x.flatten(0, 1)}
-        for split in given.splits
+def check_splits_give_different_tasks(case: SourceCase) -> None:
+    """No example of one split occurs in another one."""
+    examples = [
+        {str(x.tolist()) for x in case.build(split).sample(KEY, 3).support.x.flatten(0, 1)}
+        for split in case.splits
     ]
-    pairs = [(a, b) for place, a in enumerate(drawn) for b in drawn[:place]]
+    pairs = [(a, b) for index, a in enumerate(examples) for b in examples[:index]]
     assert not any(a & b for a, b in pairs)
 
 
 @_of_component
-def check_component_keeps_its_form(given: SourceCase) -> None:
-    """Frozen, equal after JSON; unknown fields and numbers out of range are refused."""
-    assert given.component is not None
-    kind = given.component
-    needed = {name for name, info in kind.model_fields.items() if info.is_required()}
-    check_form(kind, {k: v for k, v in given.options.items() if k in needed}, "source")
-    check_form(kind, given.options, "source")
+def check_component_keeps_its_form(case: SourceCase) -> None:
+    """Frozen, equal after JSON; unknown fields and numbers out of range are rejected."""
+    assert case.component is not None
+    kind = case.component
+    required = {name for name, info in kind.model_fields.items() if info.is_required()}
+    check_form(kind, {k: v for k, v in case.options.items() if k in required}, "source")
+    check_form(kind, case.options, "source")
     for wrong in ({"shots": 0}, {"queries": -1}, {"ways": 0}):
         (name,) = wrong
-        refuses(lambda wrong=wrong: kind(**{**given.options, **wrong}), name)  # type: ignore[misc]
+        refuses(lambda wrong=wrong: kind(**{**case.options, **wrong}), name)  # type: ignore[misc]
 
 
 SOURCE_CHECKS: list[Check] = [
@@ -188,9 +190,9 @@ SOURCE_CHECKS: list[Check] = [
 SOURCE_CHECKS.remove(check_form)  # type: ignore[arg-type]
 
 
-def inapplicable(given: SourceCase, check: Check) -> str:
-    """Why a check does not apply to a source; empty where it does."""
-    if given.component is None and getattr(check, "of_component", False):
+def inapplicable(case: SourceCase, check: Check) -> str:
+    """Return why a check does not apply to a source; empty if it applies."""
+    if case.component is None and getattr(check, "of_component", False):
         return "a built source cannot be rebuilt with other options"
     return ""
 
@@ -202,34 +204,34 @@ def check_source(given: Any, *, skip: Mapping[str, str] | None = None) -> None:
         mapping of task sources by split.
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no task source.
+    Raises AssertionError with every check that fails; TypeError if it is not a task source.
 
     >>> from metalearn.testing import check_source
-    >>> check_source(ml.tasks.Sinusoid(shots=3, queries=3))  # raises where the contract is broken
+    >>> check_source(ml.tasks.Sinusoid(shots=3, queries=3))  # raises if the contract is broken
     """
-    run_checks(_name(given), lambda: _case(given), SOURCE_CHECKS, inapplicable, skip)
+    run_checks(_target_name(given), lambda: _build_case(given), SOURCE_CHECKS, inapplicable, skip)
 
 
-def _name(given: Any) -> str:
-    return str(getattr(given if isinstance(given, type) else type(given), "__name__", given))
+def _target_name(target: Any) -> str:
+    return str(getattr(target if isinstance(target, type) else type(target), "__name__", target))
 
 
-def _case(given: Any) -> SourceCase:
-    if isinstance(given, TaskComponent):
-        return SourceCase(type(given), fields_set(given), {})
-    if isinstance(given, type) and issubclass(given, TaskComponent):
-        return SourceCase(given, {}, {})
-    sources = given if isinstance(given, Mapping) else {_split(given): given}
-    lacking = [
+def _build_case(target: Any) -> SourceCase:
+    if isinstance(target, TaskComponent):
+        return SourceCase(type(target), fields_set(target), {})
+    if isinstance(target, type) and issubclass(target, TaskComponent):
+        return SourceCase(target, {}, {})
+    sources = target if isinstance(target, Mapping) else {_get_split(target): target}
+    missing = [
         name
         for name in ("spec", "sample", "examples")
         for source in sources.values()
         if not hasattr(source, name)
     ]
-    if lacking:
-        raise TypeError(f"{_name(given)} is not a task source: it has no {lacking[0]}")
+    if missing:
+        raise TypeError(f"{_target_name(target)} is not a task source: it has no {missing[0]}")
     return SourceCase(None, {}, sources)
 
 
-def _split(source: Any) -> str:
+def _get_split(source: Any) -> str:
     return str(getattr(getattr(source, "spec", None), "split", "train"))
