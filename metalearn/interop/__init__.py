@@ -1,7 +1,7 @@
 """Exchange with learn2learn and higher: their inner loops, task sets and weights.
 
-Importing this package imports neither of them: each is imported by the first call that needs it,
-and a missing one is a ConfigError that says how to get it."""
+Importing this package imports neither of them: each is imported by the first call that needs it.
+If it is missing, that call raises a ConfigError with the command that installs it."""
 
 from metalearn.interop.engines import MOVES, with_engine
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES

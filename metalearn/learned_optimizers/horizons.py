@@ -27,7 +27,7 @@ class HorizonComponent(Component):
 
     @property
     def fixed(self) -> bool:
-        """Whether every inner run has the same length."""
+        """Return whether every inner run has the same length."""
         return False
 
     @abstractmethod

@@ -82,7 +82,7 @@ class OuterLoss(NamedTuple):
 
     @property
     def needs_points(self) -> bool:
-        """Whether the parameters after every step are needed, not their training losses alone."""
+        """Return whether the parameters after every step are needed, not only their losses."""
         return self.on == "query" and self.at != "last"
 
 

@@ -148,8 +148,8 @@ class LearnOptimizer(MethodComponent):
         return self
 
     @property
-    def whole(self) -> bool:
-        """Whether one outer step unrolls every run from its start to its end."""
+    def unrolls_whole_runs(self) -> bool:
+        """Return whether one outer step unrolls every run from its start to its end."""
         return self.horizon.fixed and self.horizon.longest <= self.unroll
 
     @property
@@ -179,7 +179,7 @@ class LearnOptimizer(MethodComponent):
         outer_loss = OuterLoss(self.outer_on, self.outer_at, self.outer_of, self.bound)
         run = inner_run(target, learned, self.unroll, outer_loss, self.first_order)
         task_grad, lanes = self._whole_run_task_grad(run, spec), None
-        if not self.whole:
+        if not self.unrolls_whole_runs:
             task_grad, lanes = self._windowed_task_grad(run, spec), self._lanes(run, learned, spec)
         update = make_update(outer)
         # A rule with one rate for each parameter fixes the number of rates of the head, too.

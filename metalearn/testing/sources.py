@@ -55,7 +55,7 @@ def _of_component(check: Check) -> Check:
 
 
 def check_an_episode_depends_on_its_key_and_number_alone(case: SourceCase) -> None:
-    """The same twice, alone, in chunks, from another object, with any torch generator state."""
+    """Equal when repeated, alone, in chunks, from another object, in any torch generator state."""
     source = case.first
     whole = source.sample(KEY, COUNT)
     torch.manual_seed(5)

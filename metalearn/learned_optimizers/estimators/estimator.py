@@ -40,7 +40,7 @@ class EstimatorComponent(Component):
 
     @abstractmethod
     def build(self) -> Estimator:
-        """The estimator."""
+        """Build the estimator."""
 
 
 class Antithetic(NamedTuple):

@@ -38,7 +38,7 @@ class LearnedRates(LearnedRuleComponent):
     lr: float = option(0.01, "Initial step size.", gt=0)
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
-        """The rule for parameters of the names and shapes of `like`; ConfigError without it."""
+        """Build the rule for parameters with names and shapes of `like`; ConfigError without it."""
         if like is None:
             text = "learned_rates has one step size per parameter: build it with `like`"
             raise ConfigError(("optimizer", f"{text}, the parameters of the network"))

@@ -38,7 +38,7 @@ class LearnedRuleComponent(Component):
 
     @abstractmethod
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
-        """The rule with theta of `dtype`, for parameters of the names and shapes of `like`.
+        """Build the rule with theta of `dtype`, for parameters with names and shapes of `like`.
 
         Only rules with `fixed_shapes` need `like`."""
 
@@ -150,6 +150,6 @@ def shifted_sigmoid(start: float, shift: Tensor) -> Tensor:
 
 
 def safe_sqrt(value: Tensor) -> Tensor:
-    """The square root with derivative 0 at 0, where its own is infinite: [*] -> [*]."""
+    """Return the square root with derivative 0 at 0, where it is infinite: [*] -> [*]."""
     positive = value > 0
     return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
