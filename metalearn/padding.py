@@ -143,7 +143,7 @@ def zero_padding(batch: Batch) -> Batch:
     return batch._replace(x=masked(batch.x), y=masked(batch.y))
 
 
-def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
+def adapt_with_example_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `adapt` so that it runs in a scope with the weights of the support set, if any."""
 
     def adapt_one(meta: Meta, support: Batch, step_indices: tuple[int, ...], key: Key) -> Any:
@@ -156,7 +156,7 @@ def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
     return adapt_one
 
 
-def predict_with_weights(
+def predict_with_example_weights(
     predict: Callable[..., Tensor], features: Callable[..., Tensor] | None
 ) -> Callable[..., list[Tensor]]:
     """Return (meta, P adapted, support, query_x, query_weight) -> P x [M, C], with the weights.

@@ -76,11 +76,10 @@ def episodic(
 
     minimise over meta the mean over tasks of L(predict(meta, adapt(meta, support), query.x), y)
 
-    `adapt` returns one result for each step index; with `inner_steps` 0 there are no steps, and
-    it returns a single one. If the inner loop does not adapt the features, `features` computes
-    those of the queries once, and `predict` gets them as query_x. `init(key)` returns the meta
-    (default: the learner's parameters). `fixed_ways`: it includes the head, so that the ways of
-    the test must be those of training (default: if there are inner steps)."""
+    `adapt` returns one result for each step index; with `inner_steps` 0, only one. If the inner
+    loop does not adapt the features, `features` computes those of the queries once, as query_x of
+    `predict`. `init(key)` returns the meta (default: the learner's parameters). `fixed_ways`: it
+    includes the head, so the test must have the ways of training (default: with inner steps)."""
     loss_of, start = criterion(spec), requirements.checked_init(init, learner.init)
     learn_fns = make_learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
@@ -88,7 +87,8 @@ def episodic(
         support, query = zero_padding(episode.support), zero_padding(episode.query)
         adapted = learn_fns.adapt(meta, support, inner_steps, episode.info["key"])
         predictions = learn_fns.predict(meta, adapted, support, query.x, query.weight)  # [M, C]
-        return loss_of(predictions, *query[1:]), metrics(spec, predictions, *query[1:])
+        query_metrics = metrics(spec, predictions, query.y, query.weight)
+        return loss_of(predictions, query.y, query.weight), query_metrics
 
     task_grad, update = make_task_grad(task_loss, learner), make_update(outer)
     return Method(
@@ -290,15 +290,15 @@ def make_task_grad(
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
         def loss_with_aux(meta: Meta) -> tuple[Tensor, tuple[Metrics, Params]]:
             with training_scope() as scope:
-                value, metrics = loss(meta, episode)
-            return value, (metrics, stats_delta(scope, meta))
+                value, query_metrics = loss(meta, episode)
+            return value, (query_metrics, stats_delta(scope, meta))
 
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
         draws = requirements.keyed_draws("adapt, predict or the network")
         with training_noise(learner, episode), draws:
             try:
-                value, vjp_fn, (metrics, delta) = torch.func.vjp(  # type: ignore[misc]
+                value, vjp_fn, (query_metrics, delta) = torch.func.vjp(  # type: ignore[misc]
                     loss_with_aux, meta, has_aux=True
                 )
                 (grads,) = vjp_fn(torch.ones_like(value), retain_graph=False)
@@ -307,7 +307,7 @@ def make_task_grad(
                     raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
-        return add_stats_delta(grads, delta) if delta else grads, metrics
+        return add_stats_delta(grads, delta) if delta else grads, query_metrics
 
     return task_grad
 
@@ -322,10 +322,10 @@ def per_task_grads(
 ) -> tuple[Grads, Metrics, Any]:
     """`task_grad`, vmapped over tasks: (grads, metrics, lanes), leaves [T, ...]."""
     if lanes is None:
-        grads, metrics = vmap(task_grad, in_dims=(None, 0))(meta, episodes)
-        return grads, metrics, None
-    grads, metrics, lanes = vmap(task_grad, in_dims=(None, 0, 0))(meta, episodes, lanes)
-    return grads, metrics, lanes
+        grads, query_metrics = vmap(task_grad, in_dims=(None, 0))(meta, episodes)
+        return grads, query_metrics, None
+    grads, query_metrics, lanes = vmap(task_grad, in_dims=(None, 0, 0))(meta, episodes, lanes)
+    return grads, query_metrics, lanes
 
 
 def make_step_over_tasks(
@@ -341,9 +341,9 @@ def make_step_over_tasks(
         check_targets(episodes, spec)
         episodes = with_step(episodes, state.step)
         state = broadcast_task_state(state, episodes.support.x.shape[0])
-        grads, metrics, lanes = per_task_grads(task_grad, state.meta, episodes, state.lanes)
+        grads, query_metrics, lanes = per_task_grads(task_grad, state.meta, episodes, state.lanes)
         state = state._replace(lanes=lanes)
-        return update(state, mean_grads(grads)), mean_over_tasks(metrics)
+        return update(state, mean_grads(grads)), mean_over_tasks(query_metrics)
 
     return step
 

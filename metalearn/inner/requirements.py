@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.padding import adapt_with_weights, predict_with_weights
+from metalearn.padding import adapt_with_example_weights, predict_with_example_weights
 from metalearn.tree import leaves
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta
 
@@ -104,8 +104,8 @@ def checked_functions(
     adapt: Function, predict: Function, features: Function | None
 ) -> tuple[Function, Callable[..., list[Tensor]]]:
     """(`adapt`, `predict` of several results), checked, in a scope with the weights."""
-    predict_all = predict_with_weights(checked_predict(predict), checked_features(features))
-    return adapt_with_weights(checked_adapt(adapt)), predict_all
+    predict_all = predict_with_example_weights(checked_predict(predict), checked_features(features))
+    return adapt_with_example_weights(checked_adapt(adapt)), predict_all
 
 
 def checked_adapt(adapt: Function) -> Function:

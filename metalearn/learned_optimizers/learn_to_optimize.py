@@ -34,7 +34,7 @@ from metalearn.learned_optimizers.rules.learned_rule import (
 )
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, build_start, needs_start
 from metalearn.losses import criterion, metrics
-from metalearn.padding import predict_with_weights, zero_padding
+from metalearn.padding import predict_with_example_weights, zero_padding
 from metalearn.rng import fold_in
 from metalearn.types import (
     Batch,
@@ -175,7 +175,7 @@ class LearnToOptimize(MethodComponent):
         def apply(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
-        predict_all = predict_with_weights(apply, None)
+        predict_all = predict_with_example_weights(apply, None)
         # One function for all tasks and steps, compiled once.
         rule_update = make_bound_update(learned)
 

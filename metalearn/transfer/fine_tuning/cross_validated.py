@@ -12,7 +12,7 @@ from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.inner.method import LearnFunctions, StepIndices, make_learn_functions
 from metalearn.losses import criterion
-from metalearn.padding import padding_scope, predict_with_weights
+from metalearn.padding import padding_scope, predict_with_example_weights
 from metalearn.transfer.fine_tuning.adaptation import Adaptation
 from metalearn.transfer.fine_tuning.grid import FineTuneGrid
 from metalearn.tree import vmap
@@ -79,7 +79,7 @@ class FineTuneCrossValidated(FineTuneGrid):
     def _held_out(self, adaptation: Adaptation, spec: EpisodeSpec) -> HeldOut:
         """Return the function of the losses of all paths on held-out shots."""
         loss_of = criterion(spec)
-        predict = predict_with_weights(adaptation.predict, adaptation.features)
+        predict = predict_with_example_weights(adaptation.predict, adaptation.features)
 
         def losses(
             meta: Meta, support: Batch, steps: StepIndices, key: Key
