@@ -85,7 +85,10 @@ def get_transform(executor: str) -> Transform:
 
 
 def get_multi_step_transform(executor: str) -> Transform:
-    """The same for functions (state, key, step index) -> (state, metrics): `captured_steps`."""
+    """The transform of an executor for a training step.
+
+    That of `get_transform`, except for CUDA graphs: `captured_steps`, which gets a function (state,
+    key, step index) -> (state, metrics) and can also run several steps in one graph."""
     if executor in CAPTURED:
         return partial(captured_steps, compiling=executor in COMPILED)
     return get_transform(executor)

@@ -1,6 +1,7 @@
-"""Remove operations that do nothing from a traced graph: an interpreter has a cost for each.
+"""The executor `traced` (`interpret_function`): trace, simplify the graph, interpret it.
 
-Expansions and views to the shape that is there, a transposition taken back, a view of a view, the
+trace.py traces. Operations that do nothing are removed, as an interpreter has a cost for each:
+expansions and views to the shape that is there, a transposition taken back, a view of a view, the
 same operation on the same values twice; and arithmetic with constants that changes nothing (times
 one, plus zero, to the power of one), of which derivatives are full: the seed of a gradient is a
 tensor of ones, that of a product's other factor one of zeros. That takes 9 to 13 % of the
@@ -55,7 +56,7 @@ def interpret_function(function: Callable[..., Any]) -> Callable[..., Any]:
 def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     """Return an interpreter of the simplified graph, which runs one operation after another.
 
-    There is no compiler, and no overhead of transforms. It is torch's own interpreter if that
+    There is no compiler, and no overhead of transforms. It is TorchScript's interpreter if that
     supports the graph: less than a microsecond per operation, instead of 2 to 3 in Python.
     """
     constants = traced.constants
@@ -121,7 +122,7 @@ def _copy_in_views(graph: GraphModule) -> None:
 
 
 def _listed(graph: GraphModule, inputs: list[Tensor]) -> FlatFn:
-    """`graph` in the form of torch's interpreter, as a function that owns it.
+    """`graph` in the form of TorchScript's interpreter, as a function that owns it.
 
     `torch.jit.trace` would do, but files what it makes with the process, for good: 13 kB an
     operation, of 17,000."""

@@ -56,8 +56,8 @@ class Settings(NamedTuple):
 class TrainStep(NamedTuple):
     """A training step under an executor: state, metrics = step(state, step_input(n))."""
 
-    # What step n learns from: its tasks, or n itself as a 0-d tensor if the executor records
-    # sampling as a part of the step.
+    # What step n learns from: its tasks, or n itself as a 0-d tensor if sampling is traced as a
+    # part of the step.
     step_input: Callable[[int], Any]
     step: Step
     # (state, n, count): the state after steps n .. n + count - 1, and the metrics of each; None if
@@ -108,8 +108,8 @@ def build_train_step(
     get = get_transform if sharded else get_multi_step_transform
     transform: Transform = identity if chunked else get(executor)
     sample_step, key = _step_sampler(sample, count, first, device), key.to(device)
-    recorded = _records_sampling(executor, chunked, sample_step, key, device)
-    build = _sampling_recorded if recorded else _sampling_separate
+    sampling_is_traced = _is_sampling_traced(executor, chunked, sample_step, key, device)
+    build = _sampling_traced if sampling_is_traced else _sampling_separate
     step_fns = build(transform, local_step, sample_step, key, device)
     return _combined(step_fns, combine) if sharded else step_fns
 
@@ -122,10 +122,13 @@ def with_run_options(train_step: TrainStep, precision: str, on_nan: str) -> Trai
     return TrainStep(train_step.step_input, step, multi_step)
 
 
-def _records_sampling(
+def _is_sampling_traced(
     executor: str, chunked: bool, sample: StepSampler, key: Key, device: str
 ) -> bool:
-    """Whether sampling is a part of the recorded step: in a trace, if it reads no large data."""
+    """Whether sampling is traced as a part of the step.
+
+    Always in CUDA graphs; under `traced`, and `compiled` without chunks, if it reads no large
+    data."""
     if executor in CAPTURED:
         return True
     whole = executor in ("traced", "compiled") and not chunked
@@ -144,10 +147,10 @@ def _step_sampler(sample: BatchSampler, count: int, first: int, device: str) -> 
     return lambda key, step_index: sample(fold(key, step_index), count, first)
 
 
-def _sampling_recorded(
+def _sampling_traced(
     transform: Transform, local_step: LocalStep, sample: StepSampler, key: Key, device: str
 ) -> TrainStep:
-    """Sampling is a part of the recorded function."""
+    """Sampling is traced as a part of the step."""
     run = transform(lambda state, key, index: local_step(state, sample(key, index)))
     run_several = getattr(run, "several", None)
 

@@ -1,4 +1,6 @@
-"""Compile a pure function by tracing it once, with fake tensors, into an FX graph.
+"""Trace a pure function once, with fake tensors, into an FX graph, and compile the graph.
+
+recorder.py records the operations; simplify.py interprets the graph instead of compiling it.
 
 `torch.compile` reads Python, and cannot read a custom derivative under torch.func; and it looks its
 assumptions up again at every call, which for a small model takes longer than the work. A trace

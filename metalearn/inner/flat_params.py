@@ -1,8 +1,8 @@
-"""Update rules, applied on CUDA to one vector of all parameters: few kernels instead of some each.
+"""Apply an update rule to parameters, on CUDA as one vector: few kernels instead of some for each.
 
-For rules that treat every number in the same way (`UpdateRule.elementwise`), as those of rules.py
-do. The state keeps its structure; what it holds for each parameter becomes a view of one vector.
-Captured graphs do without most of the concatenations (executors/passes/rejoin.py)."""
+One vector is for rules that treat every number in the same way (`UpdateRule.elementwise`), as
+those of rules.py do. The state keeps its structure; what it holds for each parameter becomes a view
+of one vector. Captured graphs skip most of the concatenations (executors/passes/rejoin.py)."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def _run_steps(
         assert train_step.multi_step is not None
         return train_step.multi_step(state, step_index, count)
     started_at = clocks()
-    # a batch of tasks, or the step index if sampling is a part of the recorded step
+    # A batch of tasks, or the step index if sampling is traced as a part of the step. Under
+    # `traced` the step's Python code runs only on the first call (with these shapes).
     step_input = train_step.step_input(step_index)
     state, metrics = train_step.step(state, step_input)
     execution.times.add(seconds_since(started_at, "cpu"))
