@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from run_folders import METHODS, cost_block, groups_of, write_rows, write_run
 
+from metalearn import report
 from metalearn.report.figures import FIGURES, cost
 from metalearn.report.figures.axes import empty_figure, end_labels, text_width
 from metalearn.report.figures.style import SIZE, Style, inline, svg
 from metalearn.report.numbers import operations
+from metalearn.report.render import _first_sentence, _squeeze
 from metalearn.results.comparison import compare
 
 
@@ -91,3 +93,12 @@ def test_the_figure_grows_with_the_number_of_names() -> None:
     assert figure.get_size_inches()[1] > before and len(heights) == 20
     assert heights[0] >= -1e-6 and heights[-1] <= 1 + 1e-6
     assert np.diff(heights).min() * high >= float(axes.xaxis.label.get_fontsize())
+
+
+def test_no_caption_is_cut_at_an_abbreviation() -> None:
+    folder = Path(report.__file__).parent / "templates"
+    plots = re.compile(r"{% call plot\(.*?\) %}(.*?){% endcall %}", re.DOTALL)
+    captions = [text for path in folder.rglob("*.j2") for text in plots.findall(path.read_text())]
+    heads = [_first_sentence(_squeeze(text))[0] for text in captions]
+    assert len(heads) > 5
+    assert not [head for head in heads if head.endswith((" vs.", " e.g.", " i.e.", " al."))]
