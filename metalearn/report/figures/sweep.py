@@ -19,7 +19,7 @@ from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT
 from metalearn.report.numbers import word
 
 Json = dict[str, Any]
-STATES = {"complete": ("o", "complete"), "pruned": ("x", "ended early")}
+STATES = {"complete": ("o", "complete"), "pruned": ("x", "stopped early")}
 NAMES_SHOWN = 12  # values of a categorical axis that are written out
 
 
