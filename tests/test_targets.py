@@ -170,6 +170,8 @@ def test_an_absent_phase_is_an_error_and_null_is_unknown() -> None:
     del cost["tune"]
     with pytest.raises(MissingPhase, match="'tune'"):
         cost_block.up_front_cost(cost, "seconds")
+    with pytest.raises(MissingPhase, match="unknown phase 'x' of the cost block; valid: setup"):
+        cost_block.phase_entry(cost, "x")
 
 
 def test_the_front() -> None:

@@ -30,7 +30,10 @@ def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
     """Return one phase of a cost block; raises MissingPhase if it is absent."""
     entry = cost.get(phase)
     if entry is None:
-        text = f"the cost block has no phase {phase!r}: valid: {', '.join(PHASES)}"
+        if phase in PHASES:
+            text = "an unmeasured phase has null entries"
+            raise MissingPhase(f"phase {phase!r} is missing from the cost block; {text}")
+        text = f"unknown phase {phase!r} of the cost block; valid: {', '.join(PHASES)}"
         raise MissingPhase(text)
     return entry
 
