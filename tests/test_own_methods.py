@@ -24,12 +24,17 @@ def noisy(params: Any) -> Any:
     return {name: value + torch.randn(value.shape) for name, value in params.items()}
 
 
+class Ordered:
+    """Results in a type of a method's own."""
+
+
 CHANGES: dict[str, tuple[str, Change]] = {
     "items_dict": ("fit", lambda path: path.points[-1]),
     "items_path": ("fit", lambda path: path),
     "items_tensor": ("fit", lambda path: path.points[-1]["head.bias"]),
     "items_few": ("fit", lambda path: path.points[:0]),
     "items_float": ("fit", lambda path: [{**point, "a": 1.0} for point in path.points]),
+    "items_object": ("fit", lambda path: Ordered()),
     "items_noise": ("fit", lambda path: list(map(noisy, path.points))),
     "outputs_dict": ("predict", lambda outputs: {"logits": outputs}),
     "outputs_mean": ("predict", lambda outputs: outputs.mean(0)),
@@ -76,6 +81,7 @@ WORDS = {
     "items_tensor": ("fit", "`adapt`", "a tensor [1]", "list of one result"),
     "items_few": ("fit", "`adapt`", "0 results for the step indices [1]", "list of one result"),
     "items_float": ("fit", "`adapt`", "a float", "only tensors"),
+    "items_object": ("fit", "`adapt`", "an Ordered:", "list of one result"),
     "items_noise": ("fit", "`adapt`", "test_own_methods.py:", "metalearn.rng with a key"),
     "outputs_dict": ("predict", "`predict`", "keys logits", "[M, C], a row for each of the 5"),
     "outputs_mean": ("predict", "`predict`", "a tensor [1]", "[M, C], a row for each of the 5"),

@@ -212,7 +212,7 @@ def _kind(value: Any) -> str:
         return f"a dict with the keys {', '.join(map(str, value))}"
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
-    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _generator_state() -> bytes | None:
