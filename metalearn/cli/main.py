@@ -51,7 +51,7 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         help="Number of processes, one GPU each on CUDA; the tasks of each step are split among "
-        "them. Default: 1.",
+        "them. Default: 1; for resume: as recorded.",
         min=1,
     ),
 ]
