@@ -142,3 +142,13 @@ def test_a_function_knows_that_it_is_recorded() -> None:
     seen = []
     record(*flat(lambda x: seen.append(is_recorded()) or x, X))
     assert seen == [True] and not is_recorded()
+
+
+def test_a_function_that_is_left_to_make_fx_knows_that_it_is_recorded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = []
+    with caplog.at_level("DEBUG", logger="metalearn"):
+        record(*flat(lambda x: seen.append(is_recorded()) or x[x > 0], X))
+    assert seen == [True, True] and not is_recorded()
+    assert "recorded by make_fx" in caplog.text

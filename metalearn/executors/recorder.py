@@ -23,6 +23,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import autograd_would_have_decomposed
 from torch.utils.weak import WeakIdKeyDictionary
 
+from metalearn.logger import log
 from metalearn.scopes.recording import Recording
 from metalearn.tree import leaves
 
@@ -40,7 +41,8 @@ def record(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
     RuntimeError where its course depends on their values."""
     try:
         return _record(function, tensors)
-    except RuntimeError:  # what it cannot record, make_fx may, or has an error for
+    except RuntimeError as error:  # what it cannot record, make_fx may, or has an error for
+        log.debug(f"recorded by make_fx, not by Recorder: {type(error).__name__}: {error}")
         return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
 
 
