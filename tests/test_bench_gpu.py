@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metalearn.bench import gpu_section, gpu_suite
-from metalearn.bench.command import BenchOptions, _check
+from metalearn.bench.command import BenchOptions, _check, _initial_data, _replace_skipped
 from metalearn.bench.gpu_suite import Piece, pieces, suite, work_through
 from metalearn.config.experiment import load
 from metalearn.errors import ConfigError
@@ -109,3 +109,23 @@ def test_without_a_card_the_suite_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="torch finds no CUDA device"):
         suite(tmp_path / "gpu", None)
     assert not (tmp_path / "gpu").exists()
+
+
+def test_rows_of_tf32_and_of_float32_share_no_file() -> None:
+    for before, after in ((False, True), (True, False)):
+        earlier = _initial_data("cpu", None, BenchOptions(tf32=before))
+        assert _initial_data("cpu", earlier, BenchOptions(tf32=before))["rows"] == []
+        with pytest.raises(ConfigError, match="another tf32"):
+            _initial_data("cpu", earlier, BenchOptions(tf32=after))
+    del earlier["environment"]["tf32"]  # as by a version without the option
+    assert _initial_data("cpu", earlier, BenchOptions())["rows"] == []
+
+
+def test_an_engine_that_is_measured_now_is_no_longer_left_out() -> None:
+    jax, higher, other = (
+        {"workload": workload, "engine": engine, "why": "not installed"}
+        for workload, engine in (("w", "jax"), ("w", "higher"), ("v", "jax"))
+    )
+    data = {"skipped": [jax, higher, other]}
+    _replace_skipped(data, [{"workload": "w", "engine": "jax"}], [{**higher, "why": "no cell"}])
+    assert data["skipped"] == [other, {**higher, "why": "no cell"}]

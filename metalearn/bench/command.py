@@ -17,7 +17,7 @@ from metalearn.storage.files import read_json, write_atomic, write_json
 # repeated here: contenders imports torch
 NAMES = ("native", "learn2learn", "higher", "torchopt", "jax", "torch")
 # what must agree before rows of two runs share a file
-SAME = ("cpu", "cores", "device", "torch", "python")
+SAME = ("cpu", "cores", "device", "torch", "python", "tf32")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     for workload in workloads:
         outcome = measure_workload(workload, settings)
         _replace_rows(data, "rows", outcome.rows, [workload.name])
-        _replace_skipped(data, outcome.left_out)
+        _replace_skipped(data, outcome.rows, outcome.left_out)
         data["workloads"][workload.name] = outcome.facts
         _store(options, data)
     if options.scaling:
@@ -124,9 +124,9 @@ def _initial_data(
     data |= {"rows": [], "skipped": [], "workloads": {}}
     if earlier is None:
         return data
-    differing = [
-        name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]
-    ]
+    # files without the entry are of earlier versions, which had no such option
+    measured_with = {"tf32": False} | earlier.get("environment", {})
+    differing = [name for name in SAME if measured_with.get(name) != environment[name]]
     if differing:
         text = f"was measured with another {', '.join(differing)}: choose another --out"
         raise ConfigError((str(options.out), text))
@@ -151,8 +151,11 @@ def _replace_rows(
     data[section] = [row for row in data.get(section, []) if row["workload"] not in names] + rows
 
 
-def _replace_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
-    names = {(row["workload"], row["engine"]) for row in left_out}
+def _replace_skipped(
+    data: dict[str, Any], rows: list[dict[str, Any]], left_out: list[dict[str, Any]]
+) -> None:
+    """Replace earlier entries of engines that are measured or left out now."""
+    names = {(row["workload"], row["engine"]) for row in (*rows, *left_out)}
     data["skipped"] = [
         row for row in data["skipped"] if (row["workload"], row["engine"]) not in names
     ] + left_out
@@ -165,7 +168,7 @@ def _measure_scaling(options: BenchOptions, data: dict[str, Any], settings: Any)
     for name in SCALING:
         outcome = curve(name, settings)
         _replace_rows(data, "scaling", outcome.rows, [name])
-        _replace_skipped(data, outcome.left_out)
+        _replace_skipped(data, outcome.rows, outcome.left_out)
         _store(options, data)
     data["memory"] = [memory(settings, name) for name in IN_CHUNKS]
     _store(options, data)
