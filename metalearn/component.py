@@ -149,6 +149,10 @@ class TaskComponent(Component, ABC):
         del trained
         return self
 
+    def without_implied(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return `data` of this task without the resolved values that a config's hash omits."""
+        return data
+
     @property
     def fixed_values(self) -> dict[str, Any]:
         """The fields in use that must have the same value in the test and in training."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,7 @@ from metalearn.config.tuning import tune_ranges
 from metalearn.config.validate import Problems, partly_validated, validated
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.losses import FUNCTIONS
-from metalearn.storage.files import write_atomic
+from metalearn.storage.files import sha256_of_json, write_atomic
 from metalearn.storage.yaml import read_yaml
 
 HELD = {"sha256", "data_sha256"}  # fields with the hash of an object passed in Python
@@ -101,6 +99,16 @@ class Experiment:
         """Return the SHA-256 of the resolved config.
 
         Leaves out where and how it is executed, and later fields at their defaults."""
+        data = self._hashed()
+        data["task"] = self.task.without_implied(data["task"])
+        data["evaluate"]["task"] = self.test_task.without_implied(data["evaluate"]["task"])
+        return sha256_of_json(data)
+
+    def has_hash(self, recorded: str) -> bool:
+        """Return whether `recorded` is the hash, with or without implied values of tasks."""
+        return recorded in (self.hash(), sha256_of_json(self._hashed()))
+
+    def _hashed(self) -> dict[str, Any]:
         data = self.resolved()
         data.pop("plugins", None)
         for section in ("task", "model", "method", "run", "evaluate", "budget"):
@@ -109,7 +117,7 @@ class Experiment:
         data["evaluate"]["task"] = self.test_task.without_later(data["evaluate"]["task"])
         if self.contains is not None:
             data["method"]["contains"] = self.contains.without_later(data["method"]["contains"])
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        return data
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """Return the experiment as the text of a file, and write it to `path` if that is set.

@@ -43,7 +43,7 @@ def status(folder: Path, experiment: Experiment) -> str:
     if not (folder / "config.yaml").exists():
         visible = any(not entry.name.startswith(".") for entry in folder.iterdir())
         return "other" if visible else "fresh"
-    if request_hash(folder) != experiment.hash() or _has_outdated_result(folder):
+    if not experiment.has_hash(request_hash(folder)) or _has_outdated_result(folder):
         return "other"
     return "finished" if (folder / "result.json").exists() else "unfinished"
 

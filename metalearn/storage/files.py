@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -76,6 +77,11 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, data: Any) -> None:
     write_atomic(path, (json.dumps(plain(data), indent=1, allow_nan=False) + "\n").encode())
+
+
+def sha256_of_json(data: Any) -> str:
+    """Return the SHA-256 of plain data as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -34,10 +34,10 @@ from metalearn.tasks.tables.columns import (
     hash_columns,
     hold_out,
     label_names,
+    split_by_column,
     to_array,
     to_columns,
 )
-from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.repeats import check_varies, repeats
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.tasks.tables.standardise import Moments, check_scale, resolve_moments, standardise
@@ -283,6 +283,16 @@ class Arrays(TaskComponent):
             pass
         return self.model_copy(update=update) if update else self
 
+    def without_implied(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return `data` without names of inputs that are just the columns of in-memory data."""
+        if self.path is not None or self._columns is None or self.inputs is None:
+            return data
+        try:
+            names = self.model_copy(update={"inputs": None})._inputs(self._read())
+        except ConfigError:  # there is no default: the names were chosen
+            return data
+        return {**data, "inputs": None} if ["x"] != names == list(self.inputs) else data
+
     def after_training_on(self, trained: TaskComponent) -> Arrays:
         """Return the task with the input names and moments of training, for test rows."""
         if not isinstance(trained, Arrays):
@@ -354,17 +364,7 @@ class Arrays(TaskComponent):
             ends = [round(len(names) * share) for share in np.cumsum([0, *self.fractions])]
             parts = (order[a:b] for a, b in pairwise(ends))
             return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
-        values = columns[self._column(name, columns)].astype(str)
-        column = np.array([SPLIT_NAMES.get(value.strip().lower(), value) for value in values])
-        unknown = sorted(set(column) - set(SPLITS))
-        mixed = [str(n) for k, n in enumerate(names) if len(set(column[labels == k])) > 1]
-        if unknown or mixed:
-            text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
-            raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
-        split_of = [column[labels == k][0] for k in range(len(names))]
-        splits = {
-            split: [k for k, name in enumerate(split_of) if name == split] for split in SPLITS
-        }
+        splits = split_by_column(columns[self._column(name, columns)], names, labels)
         return splits if splits["valid"] else hold_out(splits, self.split_seed)
 
     @property
@@ -377,8 +377,7 @@ class Arrays(TaskComponent):
 
     def save(self, path: str | Path) -> Path:
         """Write the rows to an .npz file, to which `path` of a task section may point."""
-        columns = self._read()
-        write_npz(Path(path), columns)
+        write_npz(Path(path), self._read())
         return Path(path)
 
     def _check(self, names: Array, counts: Array, classes: list[int], split: str) -> None:

@@ -106,6 +106,12 @@ class Mixture(TaskComponent):
             sections.append({**component.model_dump(mode="json"), **label})
         return self.model_copy(update={"sources": tuple(sections)})
 
+    def without_implied(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return `data` without the implied values of all sources."""
+        pairs = zip(self.sources, data["sources"], strict=True)
+        sources = [_component(section).without_implied(values) for section, values in pairs]
+        return {**data, "sources": sources}
+
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
         """Return the contradictions of the sources that both have, by label."""
         if not isinstance(trained, Mixture):

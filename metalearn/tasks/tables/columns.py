@@ -299,3 +299,17 @@ def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
     validation = {train[k] for k in order[: -(-len(train) // 10)]}
     training = [k for k in train if k not in validation]
     return {**chosen, "train": training, "valid": sorted(validation)}
+
+
+def split_by_column(values: Array, names: Array, labels: Array) -> dict[str, list[int]]:
+    """Return the indices of the classes or groups of each split that a column names."""
+    texts = values.astype(str)
+    column = np.array([SPLITS.get(text.strip().lower(), text) for text in texts])
+    splits = ("train", "valid", "test")
+    unknown = sorted(set(column) - set(splits))
+    mixed = [str(n) for k, n in enumerate(names) if len(set(column[labels == k])) > 1]
+    if unknown or mixed:
+        text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
+        raise ConfigError(("split", f"{text}: one of {', '.join(splits)} for each class"))
+    split_of = [column[labels == k][0] for k in range(len(names))]
+    return {split: [k for k, name in enumerate(split_of) if name == split] for split in splits}
