@@ -11,6 +11,7 @@ import pytest
 import metalearn as ml
 from metalearn.config.experiment import parse
 from metalearn.run.directory import status
+from metalearn.storage.files import read_json, write_json
 from metalearn.storage.yaml import read_yaml
 from metalearn.tasks import Arrays, Mixture
 
@@ -80,3 +81,13 @@ def test_an_old_run_of_data_in_memory_is_finished_and_resumed(
     interrupt(folder)
     assert status(folder, experiment) == "unfinished"
     assert ml.resume(folder, task=task).state.step == 1
+
+
+def test_a_config_without_differences_was_not_edited(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    made = {"task": in_memory(), "model": ml.models.MLP(sizes=(4,)), "out": folder, **QUICK}
+    ml.train(ml.algorithms.MAML(), **made)
+    interrupt(folder)
+    environment = read_json(folder / "environment.json")
+    write_json(folder / "environment.json", environment | {"config_hash": "of another version"})
+    ml.resume(folder)  # said: undo the changes, and named none

@@ -215,9 +215,11 @@ def _find_edits(folder: Path, experiment: Experiment) -> list[str] | None:
     """Return what was edited in config.yaml since the run began, or None.
 
     What tuning wrote there is not an edit."""
-    if request_hash(folder) == as_requested(experiment, folder).hash():
+    if as_requested(experiment, folder).has_hash(request_hash(folder)):
         return None
     differences = config_changes(folder, experiment)
+    if not differences and _environment(folder).get("config"):
+        return None
     if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
         return differences
     tuned = [
