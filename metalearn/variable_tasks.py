@@ -32,6 +32,7 @@ class VariableSource:
         self._source, self.ranges = source, ranges
         self.spec: EpisodeSpec = dataclasses.replace(source.spec, padded=True)
         self.data_sha256 = getattr(source, "data_sha256", "")
+        self.has_object_columns = getattr(source, "has_object_columns", False)
         self.facts: dict[str, Any] = getattr(source, "facts", {})
 
     @property

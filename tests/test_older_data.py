@@ -10,6 +10,7 @@ import pytest
 
 import metalearn as ml
 from metalearn.config.experiment import parse
+from metalearn.errors import ConfigError
 from metalearn.run.directory import status
 from metalearn.storage.files import read_json, write_json
 from metalearn.storage.yaml import read_yaml
@@ -91,3 +92,34 @@ def test_a_config_without_differences_was_not_edited(tmp_path: Path) -> None:
     environment = read_json(folder / "environment.json")
     write_json(folder / "environment.json", environment | {"config_hash": "of another version"})
     ml.resume(folder)  # said: undo the changes, and named none
+
+
+def test_hashes_of_addresses_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shift = [0.0]
+
+    def read(path: Path, field: str) -> dict[str, Any]:
+        names = np.array([f"shop {n}" for n in columns()["shop"]], dtype=object)
+        return {**columns(shift[0]), "shop": names}
+
+    monkeypatch.setattr("metalearn.tasks.arrays.read_columns", read)
+    folder = tmp_path / "run"
+    task = Arrays("rows.parquet", group="shop", shots=3, queries=2)
+    made = {"task": task, "model": ml.models.MLP(sizes=(4,)), "out": folder, **QUICK}
+    ml.train(ml.algorithms.MAML(), **made)
+    path = folder / "environment.json"
+    environment = read_json(path)
+    for record in environment["tasks"].values():
+        record["data_sha256"] = 64 * "0"
+    write_json(path, environment)
+    interrupt(folder)
+    with pytest.raises(ConfigError, match="was started with data of SHA-256 0000"):
+        ml.resume(folder)
+    for record in environment["tasks"].values():
+        assert record.pop("data_hash") == 2
+    write_json(path, environment)
+    ml.resume(folder)
+    loaded = ml.load_run(folder)
+    loaded.source.sample(ml.fold_in(0, "k"), 1)
+    assert "SHA-256" not in caplog.text

@@ -16,6 +16,10 @@ from metalearn.types import EpisodeSpec, TaskSource
 
 FIELDS = ("kind", "ways", "shots", "queries", "x_shape", "outputs", "num_classes", "split")
 
+# In records whose hash is of the values in all columns. Before, that of a column of objects was of
+# their addresses.
+HASH_VERSION = "data_hash"
+
 
 class LazySource:
     """A task source that is built at its first use.
@@ -26,6 +30,7 @@ class LazySource:
     spec: EpisodeSpec
     data_sha256: str
     facts: dict[str, Any]
+    _record: Mapping[str, Any]
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class LazySource:
             self.spec = spec_from_record(record, device, dtype)
             self.data_sha256 = str(record.get("data_sha256", ""))
             self.facts = dict(record.get("facts", {}))
+            self._record = record
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         return self.built().sample(*args, **kwargs)
@@ -65,13 +71,13 @@ class LazySource:
                 raise ConfigError(
                     ("task", f"{text}: use metalearn evaluate RUN to test on other data")
                 )
-            if recorded_spec and (why := changed_data({"data_sha256": self.data_sha256}, source)):
+            if recorded_spec and (why := changed_data(self._record, source)):
                 warn_once(f"task: the run was made with {why}")
             self._built.append(source)
         return self._built[0]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_build", "_built"):
+        if name.startswith("__") or name in ("_build", "_built", "_record"):
             raise AttributeError(name)
         return getattr(self.built(), name)
 
@@ -81,6 +87,8 @@ def changed_data(record: Mapping[str, Any], source: TaskSource) -> str:
     before, now = record.get("data_sha256"), getattr(source, "data_sha256", "")
     if not before or not now or before == now:
         return ""
+    if HASH_VERSION not in record and getattr(source, "has_object_columns", False):
+        return ""  # the recorded hash is one of addresses
     return f"data of SHA-256 {str(before)[:12]}, but the current data have {now[:12]}"
 
 
@@ -93,6 +101,7 @@ def make_record(source: TaskSource) -> dict[str, Any] | None:
         **{name: getattr(spec, name) for name in FIELDS},
         "x_shape": list(spec.x_shape),
         "data_sha256": getattr(source, "data_sha256", ""),
+        HASH_VERSION: 2,
         "facts": dict(getattr(source, "facts", {})),
     }
 

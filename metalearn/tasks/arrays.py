@@ -193,7 +193,8 @@ class Arrays(TaskComponent):
         if split == "train":
             facts |= self._check_rows(x, y, labels, splits)
         digest = hash_columns(columns) if self.path or not self.data_sha256 else self.data_sha256
-        return RowSource(rows, values, counts, spec, digest, facts)
+        objects = any(column.dtype == object for column in columns.values())
+        return RowSource(rows, values, counts, spec, digest, facts, has_object_columns=objects)
 
     def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
         return EpisodeSpec(

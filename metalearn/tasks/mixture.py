@@ -180,6 +180,9 @@ class MixtureSource:
         self._first = [0, *ends[:-1].tolist()]  # of the classes of each source among all
         hashes = [str(getattr(item, "data_sha256", "")) for item in self._sources]
         self.data_sha256 = sha256_of_text(" ".join(hashes)) if any(hashes) else ""
+        self.has_object_columns = any(
+            getattr(item, "has_object_columns", False) for item in self._sources
+        )
         self.facts: dict[str, Any] = {"sources": ", ".join(self.names)}
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:

@@ -27,9 +27,11 @@ class RowSource:
         spec: EpisodeSpec,
         data_sha256: str = "",
         facts: dict[str, Any] | None = None,
+        has_object_columns: bool = False,
     ) -> None:
         self.spec, self.data_sha256 = spec, data_sha256
         self.facts = facts or {}  # how the component made the rows, for result.json
+        self.has_object_columns = has_object_columns  # whether any held Python objects
         self._x = rows.to(spec.device, spec.dtype)
         self._y = None if values is None else values.to(spec.device, spec.dtype)
         self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
