@@ -12,7 +12,7 @@ import metalearn as ml
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.run.directory import status
-from metalearn.storage.files import read_json, write_json
+from metalearn.storage.files import read_json, write_json, write_yaml
 from metalearn.storage.yaml import read_yaml
 from metalearn.tasks import Arrays, Mixture
 
@@ -123,3 +123,22 @@ def test_hashes_of_addresses_are_unknown(
     loaded = ml.load_run(folder)
     loaded.source.sample(ml.fold_in(0, "k"), 1)
     assert "SHA-256" not in caplog.text
+
+
+def test_allowed_changes_of_data_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, files = tmp_path / "run", [tmp_path / "1.npz", tmp_path / "2.npz"]
+    for file, shift in zip(files, (0.0, 1.0)):
+        np.savez(file, **columns(shift))
+    task = Arrays(files[0], group="shop", shots=3, queries=2)
+    made = {"task": task, "model": ml.models.MLP(sizes=(4,)), "out": folder, **QUICK}
+    ml.train(ml.algorithms.MAML(), **made)
+    interrupt(folder)
+    config = read_yaml(folder / "config.yaml")
+    config["task"]["path"] = config["evaluate"]["task"]["path"] = str(files[1])
+    write_yaml(folder / "config.yaml", config)
+    with pytest.raises(ConfigError, match="was changed since the run started"):
+        ml.resume(folder)
+    ml.resume(folder, allow_change=True)
+    assert "was started with data of SHA-256" in caplog.text

@@ -143,7 +143,8 @@ def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None
     if config is None:
         log.info(f"{folder}: this run is finished")
         return
-    result = run_one(parse(config).experiments[0], folder, ranks=ranks)
+    experiment = parse(config).experiments[0]
+    result = run_one(experiment, folder, ranks=ranks, allow_change=allow_change)
     print(line(result))
     print(f"run directory: {folder}")
     require_finite([(folder, result)])

@@ -224,7 +224,7 @@ def resume(
     )
     config = resumable(folder, allow_change)
     if config is not None:
-        run_one(parse(config).experiments[0], folder)
+        run_one(parse(config).experiments[0], folder, allow_change=allow_change)
     run = load_run(folder)
     del objects  # the experiment holds it now
     return run

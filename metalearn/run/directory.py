@@ -10,6 +10,7 @@ from metalearn.config.build import Parts
 from metalearn.config.experiment import NOT_IN_HASH, Experiment, load, parse
 from metalearn.config.sources import changed_data
 from metalearn.errors import ConfigError
+from metalearn.logger import log
 from metalearn.storage.files import read_json, write_json, write_yaml
 from metalearn.storage.schema import Environment, check_schema, read_result
 
@@ -159,9 +160,12 @@ def describe_changed_data(folder: Path, parts: Parts) -> str:
     return next((text for text in changes if text), "")
 
 
-def require_same_data(folder: Path, parts: Parts) -> None:
-    """Raise ConfigError if the data of a run have changed."""
-    if why := describe_changed_data(folder, parts):
+def require_same_data(folder: Path, parts: Parts, allow_change: bool) -> None:
+    """Raise ConfigError if the data of a run have changed; only warn with `allow_change`."""
+    why = describe_changed_data(folder, parts)
+    if why and allow_change:
+        log.warning(f"{folder}: was started with {why}: continuing on these")
+    elif why:
         text = f"was started with {why}: restore them, or start a new run"
         raise ConfigError((str(folder), text))
 

@@ -81,16 +81,25 @@ def run_one(
     *,
     ranks: Ranks = ALONE,
     on_validation: OnValidation | None = None,
+    allow_change: bool = False,
 ) -> Result:
     """Start or continue the run of one seed in `folder`; return the data of result.json.
 
     `on_validation` is called with metrics.jsonl after every validation; what it raises ends the
-    run there. Raises ConfigError while another process is working on the folder."""
+    run there. Raises ConfigError while another process is working on the folder, and if the data
+    of the run have changed, unless `allow_change`."""
     with lock_run(folder, ranks):
         finished = ranks.on_rank0(lambda: _read_finished(folder))
         if finished is not None:  # another process finished it in the meantime
             return finished
-        return run_locked(experiment, folder, parts, ranks=ranks, on_validation=on_validation)
+        return run_locked(
+            experiment,
+            folder,
+            parts,
+            ranks=ranks,
+            on_validation=on_validation,
+            allow_change=allow_change,
+        )
 
 
 def run_locked(
@@ -100,13 +109,14 @@ def run_locked(
     *,
     ranks: Ranks = ALONE,
     on_validation: OnValidation | None = None,
+    allow_change: bool = False,
 ) -> Result:
     """Run `run_one` on an unfinished directory that these processes have locked (`lock_run`)."""
     ledger = _ledger(experiment, ranks)
     ledger.add("setup", startup_seconds())
     # All other time is set-up: files, sampling and scoring test tasks, counting FLOPs.
     with signals(lambda: stop(folder), ranks), ledger.span("setup"):
-        job = begin(experiment, folder, parts, ledger, ranks)
+        job = begin(experiment, folder, parts, ledger, ranks, allow_change=allow_change)
         return run(replace(job, on_validation=on_validation))
 
 
@@ -134,6 +144,7 @@ def begin(
     ledger: CostLedger,
     ranks: Ranks,
     start_folder: Path | None = None,
+    allow_change: bool = False,
 ) -> Job:
     """Return the job of a run directory, whose config.yaml takes precedence if it exists.
 
@@ -143,8 +154,8 @@ def begin(
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
-    if stored is not None:
-        ranks.on_rank0(lambda: require_same_data(folder, parts))
+    if stored is not None and start_folder is None:  # a trial has the data of its run
+        ranks.on_rank0(lambda: require_same_data(folder, parts, allow_change))
     if parts.learner.normalisation == "running" and parts.method.step is not None:
         ranks.on_rank0(lambda: require_same_statistics(folder))
     if experiment.start:
