@@ -49,19 +49,19 @@ def record(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
 def _record(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
     with torch._functorch.config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
         fake = detect_fake_mode(tensors) or FakeTensorMode(allow_non_fake_inputs=True)
-    given = [fake.from_tensor(tensor) for tensor in tensors]
-    recorder = Recorder(given)
+    inputs = [fake.from_tensor(tensor) for tensor in tensors]
+    recorder = Recorder(fake, inputs)
     with fake, recorder, disable_autocast_cache():
-        results = function(*given)
+        results = function(*inputs)
     return recorder.finish(results)
 
 
 class Recorder(Recording):
     """Writes every operator down, and leaves its result to the mode of fake tensors below."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, fake: FakeTensorMode, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._graph = Graph()
+        self._fake, self._graph = fake, Graph()
         self._constants: dict[str, Tensor] = {}
         self._nodes = WeakIdKeyDictionary()  # of the tensors that are alive
         for place, value in enumerate(inputs, 1):
@@ -99,6 +99,9 @@ class Recorder(Recording):
             name = f"constant{len(self._constants)}"
             self._constants[name] = value
             node = self._nodes[value] = self._graph.get_attr(name)
+            # the compiler takes the form of an input from here, and `hoist` makes this one
+            is_fake = isinstance(value, FakeTensor)
+            node.meta["val"] = value if is_fake else self._fake.from_tensor(value)
         return node
 
     def _track(self, found: Any, node: Node) -> None:
