@@ -133,7 +133,7 @@ def test_reptile_and_pretraining_draw_noise_too() -> None:
 def test_a_method_without_keys_for_noise_refuses_it() -> None:
     exhibit = NOISY["dropout"]
     noisy, quiet = (learner_of(exhibit, exhibit.make().train(mode)) for mode in (True, False))
-    with pytest.raises(ConfigError, match=r"learned_optimizer has no keys for it: net\.eval"):
+    with pytest.raises(ConfigError, match=r"learned_optimizer has no keys for it: use net\.eval"):
         LearnToOptimize().build(noisy, exhibit.spec)
     assert LearnToOptimize().build(quiet, exhibit.spec).step is not None
 

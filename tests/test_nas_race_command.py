@@ -88,7 +88,7 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
     refused(
         metalearn("nas", "race", part, *bad),
         "did you mean 'evolution'",
-        "--seeds: 1 should",
+        "--seeds: must be >= 2 (got 1)",
         "561 is above the table's 560",
         "'tpe.startup' must be",
         "darts.stepz: unknown key",
@@ -97,7 +97,7 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "snip is not among the search algorithms",
         "p.png must end with .svg",
         "is not a directory",
-        "part.npz: holds 556 of 560",
+        "part.npz: contains 556 of 560",
         "'gpu' must be auto",
     )
     ended = metalearn("nas", "race", path, "--out", path, "--budget", 0)

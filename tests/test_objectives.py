@@ -242,7 +242,7 @@ def test_a_wrong_objective_is_refused_in_a_sentence() -> None:
         Quadratics().build(split="later")
     with pytest.raises(ValueError, match="multiple of 4 for powell"):
         Landscapes(function="powell", dims=6)
-    with pytest.raises(ValueError, match="dims_min 12"):
+    with pytest.raises(ValueError, match=r"dims_min must be <= dims 10 \(got 12\)"):
         Quadratics(dims_min=12)
     with pytest.raises(ConfigError, match="at most 104"):
         Digits(shots=100, queries=10).build()

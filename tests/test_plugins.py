@@ -77,7 +77,11 @@ def test_what_is_registered_is_known_by_its_name() -> None:
         ("model", Mine, "did you mean 'models'"),
         ("models", MyMAML, "is not a subclass of metalearn.component.ModelComponent"),
         ("methods", MyMAML(), "is not a subclass"),
-        ("models", type("Other", (MLP,), {"__module__": "elsewhere"}), "give Other another"),
+        (
+            "models",
+            type("Other", (MLP,), {"__module__": "elsewhere"}),
+            "choose another one for Other",
+        ),
     ],
 )
 def test_what_cannot_be_registered_is_refused(kind: str, component: Any, words: str) -> None:
@@ -98,7 +102,7 @@ def test_entry_points_are_registered_and_broken_ones_left_out(
     plugins.load_entry_points.cache_clear()
     plugins.load_entry_points()
     assert TABLES["models"]["mine"] is Mine
-    assert "no.such.module:Net of the group metalearn.models is left out" in caplog.text
+    assert "no.such.module:Net of the group metalearn.models is skipped" in caplog.text
     plugins.load_entry_points.cache_clear()
 
 
@@ -194,7 +198,7 @@ def test_a_tracker_of_ones_own_gets_the_result(tmp_path: Path) -> None:
     text = ml.report([run.folder], page).read_text()
     assert "<dt>rows &amp; pages</dt><dd>[1, 1]</dd>" in text
     assert "How many rows are there?" in text and "<p>Rows: 1.</p>" in text
-    assert "<code>fails</code>, failed" in text
+    assert "<code>fails</code> failed: " in text
     assert rows.name in [row["name"] for row in catalogue("report")["report"]]
 
 

@@ -198,14 +198,14 @@ def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file
     assert metalearn("train", file, "--out", folder, before=planted("checkpoints", 9)).code == -9
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["method"]["inner_lr"], config["run"]["meta_steps"], config["run"]["keep_last"] = (
-        0.5,
+        0.02,
         12,
         3,
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     before = files_of(folder)
     ended = metalearn("resume", folder)
-    refused(ended, "--allow-change", "method.inner_lr: 0.01 -> 0.5", "run.meta_steps: 24 -> 12")
+    refused(ended, "--allow-change", "method.inner_lr: 0.01 -> 0.02", "run.meta_steps: 24 -> 12")
     assert "keep_last" not in ended.err and files_of(folder) == before
     assert metalearn("resume", folder, "--allow-change").code == 0
     assert newest(folder) == 12
