@@ -107,7 +107,7 @@ def test_a_field_of_a_component_is_named_by_its_path() -> None:
         ({"outer": {"lr": {"min": -1, "max": 2}}}, "outer.lr", "invalid value"),
         ({"inner_lr.x": {"min": 1, "max": 2}}, "inner_lr.x", "has no fields"),
         ({"outer": {}}, "outer", "set either"),
-        ({"outer": {"values": [{"name": "sgd"}]}, "outer.lr": [0.1]}, "outer.lr", "inside outer"),
+        ({"outer": {"values": [{"name": "sgd"}]}, "outer.lr": [0.1]}, "outer.lr", "part of outer"),
     ],
 )
 def test_paths_that_cannot_be_tuned(tune: Any, place: str, text: str) -> None:

@@ -45,7 +45,7 @@ class PreparedFile(NamedTuple):
 
     def data_set(self, sentence: str) -> store.DataSet:
         """Return its entry in the table of data sets; it is never downloaded."""
-        absent = f"not there; {self.origin}: make it, and put {self.file} into METALEARN_DATA"
+        absent = f"not there; {self.origin}: create it, and put {self.file} into METALEARN_DATA"
         return store.DataSet(sentence, self.file, absent, False, self.verify, self.verify)
 
     def verify(self) -> list[str]:
