@@ -141,7 +141,7 @@ def test_a_run_with_an_unknown_plugin_is_refused_and_nothing_imported(
 def test_the_working_directory_wins_over_what_is_shipped(installed: Path, tmp_path: Path) -> None:
     own = tmp_path / "experiments" / "maml_sinusoid.yaml"
     own.parent.mkdir()
-    own.write_text("experiment: mine\ntask: {source: sinusoid}\n")
+    own.write_text("experiment: mine\ntask: {source: sinusoid}\nmethod: {name: maml}\n")
     shown = run(installed / "metalearn", "train", "maml_sinusoid", "--dry-run", cwd=tmp_path)
     assert "experiment: mine" in shown
 
@@ -151,7 +151,7 @@ def test_a_copy_of_the_package_alone_names_what_it_lacks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "metalearn" / "config" / "shipped.py"))
-    with pytest.raises(ConfigError, match="holds no experiments: install its wheel, or run in a"):
+    with pytest.raises(ConfigError, match="contains no experiments: install its wheel, or run in a"):
         shipped.find("maml_sinusoid", "experiment")
 
 
