@@ -130,9 +130,10 @@ def line(result: dict[str, Any]) -> str:
     head = result["headline"]
     value = "not finite" if head["value"] is None else f"{head['value']:.4f}"
     interval = "" if head["ci95"] is None else f" +- {head['ci95']:.4f}"
+    uses_steps = result["traits"].get("uses_steps", True)
+    steps = f"after {head['step']} steps" if uses_steps else "without a step"
     return (
-        f"{result['label']} seed {result['seed']}: {head['metric']} {value}{interval} after "
-        f"{head['step']} steps, "
+        f"{result['label']} seed {result['seed']}: {head['metric']} {value}{interval} {steps}, "
         f"{result['episodes']['count']} tasks, normalisation {result['normalisation']}"
     )
 
