@@ -59,11 +59,13 @@ class Comparison:
 
         It is the number of new tasks from which on the method with the higher cost before the
         first task is cheaper in total."""
-        rows = [["method", "against", "axis", "level", "verdict", "tasks"]]
+        rows = [["method", "against", "axis", "level", "verdict", "tasks", "why"]]
         for row in self.data["break_even"]:
             level = numbers.level(row["level"], str(self.data["target"]["metric"]))
             tasks = numbers.tasks(row["tasks"], "")
-            rows.append([row["a"], row["b"], row["axis"], level, VERDICTS[row["verdict"]], tasks])
+            why = row["why"] if row["verdict"] in ("not_reached", "undecided") else ""
+            verdict = VERDICTS[row["verdict"]]
+            rows.append([row["a"], row["b"], row["axis"], level, verdict, tasks, why or ""])
         none = "no target was set or reached: no break-even count"
         return columns(rows) if len(rows) > 1 else Text(none)
 

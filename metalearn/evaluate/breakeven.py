@@ -205,7 +205,7 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
     value, half = _gap(pair)
     more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
     size = _percent(abs(value), abs(value) - half, abs(value) + half)
-    text = f"{more.label} solved {size} more of its tasks than {fewer.label}"
+    text = f"{more.label} solved a larger fraction of tasks than {fewer.label}, by {size}"
     if abs(value) - half > LARGEST_GAP + PRECISION:
         return "not_reached", f"{text}: no common level"
     if abs(value) + half > LARGEST_GAP + PRECISION:
