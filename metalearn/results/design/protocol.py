@@ -94,7 +94,9 @@ def _describe_headline(groups: Sequence[Group]) -> str:
         if not run.traits.get("uses_steps", True):
             return ""
         tuned_step = (run.result.get("tuned") or {}).get("headline_step")
-        return "the best of the curve on validation tasks" if tuned_step is not None else "fixed"
+        if tuned_step is not None:
+            return "the best of the curve on validation tasks"
+        return f"{run.result['headline']['step']}, set before the run"
 
     return _by_value(groups, choice)
 
