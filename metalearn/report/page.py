@@ -27,7 +27,7 @@ MOMENTARY = ("argv", "started", "load_average", "clock_mhz")
 # a question that the runs cannot answer: one paragraph that says why
 EMPTY = re.compile(r'\s*<p class="unanswered">((?!</p>).)*</p>\s*', re.DOTALL)
 BEFORE = {
-    "tune": "validation and tuning",
+    "tune": "validation",
     "search": "search",
     "pretrain": "pretraining",
     "meta_train": "meta-training",
@@ -166,7 +166,9 @@ def _margin(best: str, scratch: str, pairs: Mapping[frozenset[str], Json]) -> Js
 
 
 def _up_front_seconds(group: Group) -> list[str]:
-    costs = [(word, group.once(phase, "seconds")) for phase, word in BEFORE.items()]
+    is_tuned = bool(group.first.result.get("tuned"))
+    words = {**BEFORE, "tune": "tuning and validation" if is_tuned else "validation"}
+    costs = [(word, group.once(phase, "seconds")) for phase, word in words.items()]
     return [f"{duration(seconds)} of {word}" for word, seconds in costs if seconds]
 
 
