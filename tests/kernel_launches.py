@@ -43,8 +43,8 @@ def _run(arrays: list[Tensor], call: int) -> None:
         launch.launch(kernel, programs, arrays, *numbers, **fixed)
     elif kernel.startswith("generated."):
         one = _fused[kernel]
-        given, made = arrays[: -len(one.made)], arrays[-len(one.made) :]
-        for into, value in zip(made, one.in_torch(*given), strict=True):
+        inputs, outputs = arrays[: -len(one.outputs)], arrays[-len(one.outputs) :]
+        for into, value in zip(outputs, one.in_torch(*inputs), strict=True):
             into.copy_(value)
     else:
         STAND_INS[kernel.split(".")[1]](arrays, numbers, fixed)
