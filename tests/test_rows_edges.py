@@ -230,3 +230,18 @@ def test_a_gap_is_of_the_column_that_has_it(tmp_path: Path) -> None:
         (tmp_path / "rows.csv").write_text("\n".join([header, *rows]))
         with pytest.raises(ConfigError, match=words):
             build(path=tmp_path / "rows.csv", group="patient")
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        ("2024-05-01", r"\(row 1 contains '2024-05-01'\): replace dates and times with numbers"),
+        ("01.05.2024 8:00", "replace dates and times with numbers, such as hours since the first"),
+        ("12:30", r"\(row 1 contains '12:30'\): replace dates and times with numbers"),
+        (np.datetime64("2024-05-01"), r"\(got datetime64\[D\]; replace dates and times with"),
+        ("1.5-2", "remove the column, or replace it with numbers, such as 0 and 1"),
+    ],
+)
+def test_dates_are_refused_with_a_hint(first: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"'when' must contain numbers .*{why}"):
+        build({"when": [first] * 60, "y": labels("a", "b")})

@@ -21,6 +21,8 @@ from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
 GAPS = "remove rows with missing values, or fill them in"
+DATES = "replace dates and times with numbers, such as hours since the first"
+DATE = r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}\b|\d{1,2}:\d\d"  # the beginning of a date or a time
 INVISIBLE = "[\u200b\u2060\ufeff]"  # zero width: joiners, and the byte order mark
 EXACT = 2**53  # whole numbers from here on are rounded as float64
 NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
@@ -65,7 +67,7 @@ def numbers(column: Array, name: str, field: str) -> Array:
     try:
         column = stack_entries(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
-            raise TypeError(f"got {column.dtype}")
+            raise TypeError(f"got {column.dtype}" + f"; {DATES}" * (column.dtype.kind in "mM"))
         if column.dtype.kind in "OUS" and (np.char.find(column.astype(str), "_") >= 0).any():
             raise ValueError("a text with an underscore")  # which Python reads as a number
         values = np.asarray(column, np.float64)
@@ -221,6 +223,8 @@ def _remedy(value: str) -> str:
         without_commas = value.replace(",", "")
         is_ambiguous = "," in value and len(with_point.split(".")[1]) == 3
         return f"write {without_commas} or {with_point}" if is_ambiguous else f"write {with_point}"
+    if re.match(DATE, value):
+        return DATES
     return "remove the column, or replace it with numbers, such as 0 and 1 for each of its values"
 
 
