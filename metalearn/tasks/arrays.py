@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, held, hold
@@ -23,18 +21,20 @@ from metalearn.storage.columns import (
     read_columns,
     stack_inputs,
 )
-from metalearn.tasks.images import SPLITS, check_shares, split_problem
+from metalearn.tasks.images import check_shares, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import (
     BY_FILE,
     Array,
     by_class,
     by_file,
+    check_counts,
     check_lengths,
     hash_columns,
     hold_out,
     label_names,
     split_by_column,
+    split_by_fractions,
     to_array,
     to_columns,
 )
@@ -173,9 +173,9 @@ class Arrays(TaskComponent):
         names, labels = np.unique(row_names, return_inverse=True)
         splits = self._split(columns, names, labels)
         classes = splits[split]
-        self._check(names, np.bincount(labels), classes, split)
+        counts = {str(names[n]): int((labels == n).sum()) for n in classes}
+        check_counts(counts, self.shots + self.queries, None if self.group else self.ways, split)
         order = np.concatenate([np.flatnonzero(labels == n) for n in classes])
-        counts = [int((labels == n).sum()) for n in classes]
         y = self._values(columns) if self.group else None
         spec = self._spec(x, y, len(classes), split=split, dtype=dtype, device=device)
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
@@ -194,7 +194,8 @@ class Arrays(TaskComponent):
             facts |= self._check_rows(x, y, labels, splits)
         digest = hash_columns(columns) if self.path or not self.data_sha256 else self.data_sha256
         objects = any(column.dtype == object for column in columns.values())
-        return RowSource(rows, values, counts, spec, digest, facts, has_object_columns=objects)
+        sizes = list(counts.values())
+        return RowSource(rows, values, sizes, spec, digest, facts, has_object_columns=objects)
 
     def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
         return EpisodeSpec(
@@ -360,11 +361,7 @@ class Arrays(TaskComponent):
         """Return the indices of the classes or groups of each split."""
         name = self._split_column(columns)
         if name is None:
-            key = rng.fold_in(self.split_seed, "arrays")
-            order = rng.permutation(key, len(names)).tolist()
-            ends = [round(len(names) * share) for share in np.cumsum([0, *self.fractions])]
-            parts = (order[a:b] for a, b in pairwise(ends))
-            return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
+            return split_by_fractions(len(names), self.fractions, self.split_seed)
         splits = split_by_column(columns[self._column(name, columns)], names, labels)
         return splits if splits["valid"] else hold_out(splits, self.split_seed)
 
@@ -380,20 +377,3 @@ class Arrays(TaskComponent):
         """Write the rows to an .npz file, to which `path` of a task section may point."""
         write_npz(Path(path), self._read())
         return Path(path)
-
-    def _check(self, names: Array, counts: Array, classes: list[int], split: str) -> None:
-        problems = []
-        kind, least = ("groups", 1) if self.group else ("classes", max(2, self.ways))
-        if len(classes) < least:
-            text = f"the {split} split has {len(classes)} {kind}, but a task needs {least}"
-            problems.append(("ways" if not self.group else "group", text))
-        need = self.shots + self.queries
-        small = [f"{names[k]} ({counts[k]})" for k in classes if counts[k] < need]
-        if small:
-            text = f"shots + queries = {need} rows, but {kind} of {split} have fewer: "
-            text += ", ".join(small[:5])
-            if not self.group and len(small) == len(classes):
-                text += "; regression needs `group`, the column of tasks"
-            problems.append(("shots", text))
-        if problems:
-            raise ConfigError(*problems)

@@ -8,6 +8,7 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -288,6 +289,35 @@ def check_lengths(columns: dict[str, Array]) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(("x", f"columns have unequal lengths: {lengths}"))
+
+
+def check_counts(counts: Mapping[str, int], need: int, ways: int | None, split: str) -> None:
+    """Raise ConfigError if a split has too few classes for a task, or a class too few rows.
+
+    counts: the rows of each class of the split, or of each group if `ways` is None; need: K + Q."""
+    problems = []
+    kind, least = ("groups", 1) if ways is None else ("classes", max(2, ways))
+    if len(counts) < least:
+        text = f"the {split} split has {len(counts)} {kind}, but a task needs {least}"
+        problems.append(("group" if ways is None else "ways", text))
+    small = [f"{name} ({count})" for name, count in counts.items() if count < need]
+    if small:
+        text = f"shots + queries = {need} rows, but {kind} of {split} have fewer: "
+        text += ", ".join(small[:5])
+        if ways is not None and len(small) == len(counts):
+            text += "; regression needs `group`, the column of tasks"
+        problems.append(("shots", text))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def split_by_fractions(classes: int, fractions: Sequence[float], seed: int) -> dict[str, list[int]]:
+    """Return the indices of the classes or groups of each split, in an order drawn by a seed."""
+    order = rng.permutation(rng.fold_in(seed, "arrays"), classes).tolist()
+    ends = [round(classes * share) for share in np.cumsum([0, *fractions])]
+    parts = (order[a:b] for a, b in pairwise(ends))
+    names = ("train", "valid", "test")
+    return {split: sorted(part) for split, part in zip(names, parts, strict=True)}
 
 
 def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
