@@ -19,6 +19,7 @@ from metalearn.report.questions import QUESTIONS, all_questions
 from metalearn.report.render import render, render_text
 from metalearn.report.section import Question
 from metalearn.report.sections import Section, read_sections
+from metalearn.results.design.protocol import describe_support
 from metalearn.results.records import Group, Json, Run
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
@@ -130,6 +131,7 @@ def _shared_context(section: Section) -> Json:
         "lines": section.lines,
         "lacking": [name for name in Comparison.model_fields if name not in section.results],
         "task": {"queries": None, "split": None, **first.task},
+        "support": describe_support(first),
         "episodes": {"count": None, "seed": None, "fingerprint": None}
         | (first.result.get("episodes") or {}),
         "colors": {label: style.color for label, style in styles(section.groups).items()},

@@ -88,4 +88,5 @@ def _task_name(run: Run) -> str:
     task = run.task
     shots = f"{task.get('shots')}-shot"
     ways = f"{task.get('ways')}-way " if run.metric == "accuracy" else ""
-    return f"{ways}{shots} {task.get('source', 'tasks')}"
+    order = f" by {task['order']}" if task.get("order") else ""
+    return f"{ways}{shots} {task.get('source', 'tasks')}{order}"

@@ -43,13 +43,14 @@ def _check_finished(unfinished: Sequence[str]) -> Check:
 
 
 def _task_facts(run: Run) -> tuple[Any, ...]:
-    names = ("source", "split", "ways", "shots", "queries", "data_sha256", "ranges")
+    names = ("source", "split", "ways", "shots", "queries", "order", "data_sha256", "ranges")
     return tuple(run.task.get(name) for name in names)
 
 
 def _check_same_task(runs: Sequence[Run]) -> Check:
     tasks = sorted({str(_task_facts(run)) for run in runs})
-    wrong = f"methods differ in source, split, ways, shots, queries or data: {'; '.join(tasks)}"
+    fields = "source, split, ways, shots, queries, order or data"
+    wrong = f"methods differ in {fields}: {'; '.join(tasks)}"
     fine = "one source, split, number of ways, shots and queries"
     return check("same new tasks", wrong if len(tasks) > 1 else "", fine)
 
@@ -129,12 +130,14 @@ def _check_pools(runs: Sequence[Run]) -> list[Check]:
 
     No check if they are all different, or if their number is unknown."""
     pools = [(run, (run.result.get("facts") or {}).get("test_pool")) for run in runs]
-    small = {(run.episodes, pool) for run, pool in pools if pool and pool < run.episodes}
+    small = [(run.episodes, pool, run) for run, pool in pools if pool and pool < run.episodes]
     if not small:
         return []
-    episodes, pool = max(small)
+    episodes, pool, run = max(small, key=lambda one: one[:2])
     text = f"{episodes} episodes are of {pool} different groups or sets of classes: intervals over "
     text += "tasks hold for new tasks of these, not of others"
+    if order := (run.result.get("task") or {}).get("order"):
+        text += f"; their support rows are always the first by {order}"
     return [Check("test tasks are of different groups or classes", False, text)]
 
 

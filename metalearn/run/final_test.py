@@ -125,6 +125,7 @@ def describe_result(
             "source": experiment.test_task.source,
             **{name: getattr(spec, name) for name in ("split", "ways", "shots", "queries")},
             "data_sha256": getattr(parts.test, "data_sha256", ""),
+            **_order(parts.test),
             **_variable(parts.test),
         },
         "episodes": {
@@ -156,6 +157,12 @@ def _pool(source: TaskSource) -> dict[str, int]:
     if spec.classification and spec.num_classes >= spec.ways:
         pool_size = min(math.comb(spec.num_classes, spec.ways), MANY)
     return {} if pool_size is None else {"test_pool": pool_size}
+
+
+def _order(source: TaskSource) -> dict[str, str]:
+    """Return the column by whose order the support rows are the first ones, if there is one."""
+    order = getattr(source, "support_order", None)
+    return {} if order is None else {"order": order}
 
 
 def _variable(source: TaskSource) -> dict[str, Any]:

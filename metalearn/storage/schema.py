@@ -33,6 +33,7 @@ class _Task(Open):
     ways: Count | None = None
     shots: Count | None = None
     queries: Count | None = None
+    order: Text | None = None  # column: the support rows are the first ones in its order
     chance: Maybe = None
     ranges: dict[str, Any] | None = None
 

@@ -38,6 +38,7 @@ from metalearn.tasks.tables.columns import (
     to_array,
     to_columns,
 )
+from metalearn.tasks.tables.order import check_order_array, order_problem, order_rows
 from metalearn.tasks.tables.repeats import check_varies, repeats
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.tasks.tables.standardise import Moments, check_scale, resolve_moments, standardise
@@ -50,9 +51,11 @@ class Arrays(TaskComponent):
     Without `group` the targets are classes, and a task is N of them; with it each value of that
     column is one task of regression. Classes (or groups) are split by the column `split`, by files
     `valid_path` and `test_path` beside `path`, or by `fractions` in an order drawn with
-    `split_seed`. In Python `Arrays(x, y, ways=5)` takes numpy, torch, columns by name, a torch or
-    Hugging Face Dataset or a mapping of splits to these; `group` and `split` may be arrays too.
-    The data are then known by their hash, and `save(path)` makes a file for the command line.
+    `split_seed`. Support and query rows of a task are drawn at random, unless `order` names a
+    column, such as the time. In Python `Arrays(x, y, ways=5)` takes numpy, torch, columns by name,
+    a torch or Hugging Face Dataset or a mapping of splits to these; `group`, `split` and `order`
+    may be arrays too. The data are then known by their hash, and `save(path)` makes a file for the
+    command line.
 
     >>> x, y = torch.rand(200, 6), torch.arange(20).repeat_interleave(10)
     >>> source = ml.tasks.Arrays(x, y, ways=5, shots=1).build()
@@ -85,6 +88,14 @@ class Arrays(TaskComponent):
     ways: int = option(5, "N, classes per task; ignored in regression.", ge=1)
     shots: int = option(1, "K, support rows per class, or per group.", ge=1)
     queries: int = option(5, "Q, query rows per class, or per group.", ge=0)
+    order: str | None = option(
+        None,
+        "Column of numbers, such as the time: the support set is the first K rows of a group (or "
+        "class) in this order, and queries are drawn from the rows after them. It is also an input "
+        "unless `inputs` excludes it. null: support and query rows are drawn at random.",
+        min_length=1,
+        later=True,
+    )
     standardise: bool = option(
         False,
         "Standardise each input with its mean and standard deviation in the training split.",
@@ -128,8 +139,10 @@ class Arrays(TaskComponent):
             columns = to_columns(x, target or "y", group if isinstance(group, str) else None)
             if y is not None:
                 columns[target] = to_array(y)
-            for name in ("group", "split"):
+            for name in ("group", "split", "order"):
                 if fields.get(name) is not None and not isinstance(fields[name], str):
+                    if name == "order":
+                        check_order_array(columns)
                     columns[name], fields[name] = to_array(fields[name]), name
             if isinstance(x, Mapping) and "split" in columns and "split" not in x:
                 fields.setdefault("split", "split")
@@ -148,6 +161,8 @@ class Arrays(TaskComponent):
             self._columns = self._columns or held(self.data_sha256)
         if self.standardise_targets and not self.group:
             text = "standardise_targets is only for regression: set group, the column of tasks"
+            raise ValueError(text)
+        if text := order_problem(self.order, self._target, self.group):
             raise ValueError(text)
         return self
 
@@ -175,7 +190,7 @@ class Arrays(TaskComponent):
         classes = splits[split]
         counts = {str(names[n]): int((labels == n).sum()) for n in classes}
         check_counts(counts, self.shots + self.queries, None if self.group else self.ways, split)
-        order = np.concatenate([np.flatnonzero(labels == n) for n in classes])
+        order = order_rows(columns, labels, classes, self.order, self.shots, split)
         y = self._values(columns) if self.group else None
         spec = self._spec(x, y, len(classes), split=split, dtype=dtype, device=device)
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
@@ -195,7 +210,7 @@ class Arrays(TaskComponent):
         digest = hash_columns(columns) if self.path or not self.data_sha256 else self.data_sha256
         objects = any(column.dtype == object for column in columns.values())
         sizes = list(counts.values())
-        return RowSource(rows, values, sizes, spec, digest, facts, has_object_columns=objects)
+        return RowSource(rows, values, sizes, spec, digest, facts, objects, self.order)
 
     def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
         return EpisodeSpec(
@@ -245,7 +260,7 @@ class Arrays(TaskComponent):
         if not self.group and self.ways < 2:
             text = "must be >= 2 (got 1); regression needs `group`"
             raise ConfigError(("ways", text))
-        names = (self.group, self._target, *(self.inputs or ()))
+        names = (self.group, self._target, self.order, *(self.inputs or ()))
         absent = [name for name in dict.fromkeys(names) if name and name not in columns]
         if absent:
             raise ConfigError(*(("path", missing_column_text(name, columns)) for name in absent))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -183,7 +183,9 @@ class MixtureSource:
         self.has_object_columns = any(
             getattr(item, "has_object_columns", False) for item in self._sources
         )
-        self.facts: dict[str, Any] = {"sources": ", ".join(self.names)}
+        self.support_order = _support_order(sources)
+        order = {"support_order": self.support_order} if self.support_order else {}
+        self.facts: dict[str, Any] = {"sources": ", ".join(self.names), **order}
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """Leaves as the sources'; info: key, step, `source` [T], class_ids if all have them."""
@@ -215,6 +217,14 @@ class MixtureSource:
         if self.spec.classification:
             batches = [b._replace(y=b.y + f) for b, f in zip(batches, self._first, strict=True)]
         return _pick_batches(batches, source_index)
+
+
+def _support_order(sources: Mapping[str, TaskSource]) -> str | None:
+    """Return the column that orders the rows of all sources, or those of some with their names."""
+    orders = {name: getattr(source, "support_order", None) for name, source in sources.items()}
+    if len(set(orders.values())) == 1:
+        return next(iter(orders.values()))
+    return ", ".join(f"{order} ({name})" for name, order in orders.items() if order)
 
 
 def _pick_batches(batches: Sequence[Batch], source_index: Tensor) -> Batch:

@@ -71,7 +71,8 @@ def check_an_episode_depends_on_its_key_and_number_alone(case: SourceCase) -> No
     )
     other = source.sample(fold_in(KEY, "other"), COUNT)
     assert not torch.equal(other.support.x, whole.support.x)
-    assert len({str(x.tolist()) for x in whole.support.x}) == COUNT, "episodes repeat"
+    pairs = zip(whole.support.x, whole.query.x, strict=True)
+    assert len({f"{x.tolist()} {q.tolist()}" for x, q in pairs}) == COUNT, "episodes repeat"
 
 
 def check_shapes_are_those_of_the_spec(case: SourceCase) -> None:

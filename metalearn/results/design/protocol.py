@@ -18,6 +18,8 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
         "test tasks": _describe_counts(groups, lambda group: group.test_tasks, "task"),
         "validation tasks": _by_value(groups, _describe_validation),
         "queries": _describe_queries(groups[0].first),
+        "support": describe_support(groups[0].first),
+        "support of training tasks": _by_value(groups, _describe_training_order),
         "levels": ", ".join(f"{level:.4g}" for level in levels),
         "normalisation": _describe_normalisation(groups),
         "steps on a new task": _describe_headline(groups),
@@ -79,6 +81,29 @@ def _describe_queries(run: Run) -> str:
     if run.metric != "accuracy" or not ways * queries:
         return f"{queries} per task" if queries else ""
     return f"{queries} per class, so the accuracy of a task is a multiple of 1/{ways * queries}"
+
+
+def describe_support(run: Run) -> str:
+    """Return which rows are the support set of a test task; empty if they are drawn at random."""
+    order, shots = run.task.get("order"), run.task.get("shots")
+    if order is None:
+        return ""
+    low, high = (run.task.get("ranges") or {}).get("shots") or (shots, shots)
+    count = f"{low}" if low == high else f"{low} to {high}"
+    rows = f"{count} rows" if high != 1 else "row"
+    kind = "class" if run.metric == "accuracy" else "group"
+    after = "them" if low == high else f"the first {high}"
+    text = f"the first {rows} of each {kind} by {order}; queries are drawn from the rows after"
+    return f"{text} {after}"
+
+
+def _describe_training_order(run: Run) -> str:
+    """Describe the support rows of training tasks, if they are chosen otherwise than at test."""
+    own, test = (run.result.get("facts") or {}).get("support_order"), run.task.get("order")
+    learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
+    if own == test or not learns:
+        return ""
+    return "drawn at random" if own is None else f"the first rows by {own}"
 
 
 def _describe_normalisation(groups: Sequence[Group]) -> str:

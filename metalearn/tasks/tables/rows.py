@@ -16,7 +16,9 @@ class RowSource:
     """Episodes by index from rows on the device.
 
     rows [R, *X] class after class (or group after group), `counts` rows each; values [R, C] in
-    regression. Support and query rows are different; both sets are permuted in every episode.
+    regression. Support and query rows are different; both sets are permuted in every episode. With
+    `support_order`, the name of the column by which the rows of each class are sorted, the support
+    set has the first K rows of a class, in this order, and the queries are of the rows after them.
     All random numbers of task t are a function of (key, start + t)."""
 
     def __init__(
@@ -28,10 +30,13 @@ class RowSource:
         data_sha256: str = "",
         facts: dict[str, Any] | None = None,
         has_object_columns: bool = False,
+        support_order: str | None = None,
     ) -> None:
         self.spec, self.data_sha256 = spec, data_sha256
-        self.facts = facts or {}  # how the component made the rows, for result.json
+        order = {} if support_order is None else {"support_order": support_order}
+        self.facts = {**(facts or {}), **order}  # how the component made the rows, for result.json
         self.has_object_columns = has_object_columns  # whether any held Python objects
+        self.support_order = support_order
         self._x = rows.to(spec.device, spec.dtype)
         self._y = None if values is None else values.to(spec.device, spec.dtype)
         self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
@@ -47,7 +52,8 @@ class RowSource:
         keys = rng.fold_in(key.to(spec.device), spec.split, numbers)
         ids = self._classes(keys)
         rows = self._rows(rng.fold_in(keys, "rows"), ids)
-        support = self._part(rng.fold_in(keys, "support"), rows[..., : spec.shots])
+        in_order = self.support_order is not None
+        support = self._part(rng.fold_in(keys, "support"), rows[..., : spec.shots], in_order)
         query = self._part(rng.fold_in(keys, "query"), rows[..., spec.shots :])
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
         return Episode(support, query, {"key": keys, "step": step, "class_ids": ids})
@@ -73,20 +79,27 @@ class RowSource:
         """Sample K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].
 
         The rows of a class get random numbers, and those with the smallest are selected; rows
-        beyond a class's own count get the largest."""
+        beyond a class's own count get the largest. With an order the first K rows come first."""
         labels = torch.arange(self.spec.ways, device=keys.device)
-        width = int(self._counts.max())
+        width, shots = int(self._counts.max()), self.spec.shots
         priority = rng.uniform(
             rng.fold_in(keys.unsqueeze(-1), labels), (width,), dtype=torch.float64
         )
-        outside = torch.arange(width, device=keys.device) >= self._counts[ids].unsqueeze(-1)
+        numbers = torch.arange(width, device=keys.device)
+        outside = numbers >= self._counts[ids].unsqueeze(-1)
+        if self.support_order is not None:
+            priority = torch.where(numbers < shots, (numbers - shots).to(priority.dtype), priority)
         order = priority.masked_fill(outside, 2.0).argsort(-1)
-        return order[..., : self.spec.shots + self.spec.queries] + self._starts[ids].unsqueeze(-1)
+        return order[..., : shots + self.spec.queries] + self._starts[ids].unsqueeze(-1)
 
-    def _part(self, keys: Tensor, rows: Tensor) -> Batch:
-        """Return the rows [T, N, R] as one permuted set per task."""
+    def _part(self, keys: Tensor, rows: Tensor, in_order: bool = False) -> Batch:
+        """Return the rows [T, N, R] as one permuted set per task.
+
+        If `in_order`, only classes are permuted: the rows of each remain in their order."""
         tasks, ways, each = rows.shape
         order = rng.permutation(keys, ways * each)
         labels = order // each if each else order
+        if in_order:  # row r of a class goes to the place of its label with the rank r
+            order = labels.argsort(stable=True, dim=-1).argsort(-1)
         indices = rows.reshape(tasks, ways * each).gather(-1, order)
         return Batch(self._x[indices], labels if self._y is None else self._y[indices])
