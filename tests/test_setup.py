@@ -139,8 +139,9 @@ def test_continuous_integration_checks_tests_and_installs_the_wheel() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100
     lines = script.read_text("utf-8").splitlines()
-    once = 'make test PYTEST_ARGS="--ignore=tests/test_wheel.py" # `make wheel` has run it'
-    expected = ["make check", "make wheel", once, "make docs"]
+    wheel = 'PYTEST_ARGS="--ignore=tests/test_wheel.py" # `make wheel` has run it'
+    tests = ["make test", f"make test-thorough {wheel}"]
+    expected = ["make check", "make wheel", *tests, "make docs"]
     assert [line for line in lines if line.startswith("make ")] == expected
 
 
