@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,10 +53,10 @@ def sum_in_chunks(
 
         total, all_lanes = None, []
         on_cpu = leaves(state.meta)[0].device.type == "cpu"
-        chunks = _map(sum_from, range(0, tasks, size), workers if on_cpu else None)
-        for grads, metrics, lanes in chunks:
-            total = (grads, metrics) if total is None else add(total, (grads, metrics))
-            all_lanes.append(lanes)
+        with _map(sum_from, range(0, tasks, size), workers if on_cpu else None) as chunks:
+            for grads, metrics, lanes in chunks:
+                total = (grads, metrics) if total is None else add(total, (grads, metrics))
+                all_lanes.append(lanes)
         if state.lanes is None:
             return total, None
         return total, tree_map(lambda *parts: torch.cat(parts), *all_lanes)
@@ -68,13 +69,23 @@ def workers_on(device: str, number: int | None) -> int:
     return 1 if device.startswith("cuda") else number or torch.get_num_threads()
 
 
+@contextmanager
 def _map(
     function: Callable[[int], Any], firsts: Iterable[int], workers: int | None
-) -> Iterator[Any]:
-    """The results of `function` in the order of `firsts`."""
-    if workers is None or (workers == 1 and torch.get_num_threads() == 1):
-        return map(function, firsts)
-    return _pool(workers).map(function, firsts)
+) -> Iterator[Iterator[Any]]:
+    """A context with the results of `function` in the order of `firsts`.
+
+    While the workers compute, the calling thread has one intra-op thread too: a parallel sum of two
+    results would wait for cores that they use."""
+    threads = torch.get_num_threads()
+    if workers is None or (workers == 1 and threads == 1):
+        yield map(function, firsts)
+        return
+    torch.set_num_threads(1)
+    try:
+        yield _pool(workers).map(function, firsts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache
