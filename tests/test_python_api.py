@@ -294,7 +294,7 @@ def test_padding_of_given_sources_may_hold_anything() -> None:
         ({"task": "photos"}, "'photos' is not a TaskComponent"),
         ({"model": 3}, "int is not a model"),
         ({"loss": 3}, "must be a name or a function"),
-        ({"metasteps": 3}, "metasteps: unknown option; valid: meta_steps"),
+        ({"metasteps": 3}, "metasteps: unknown option; did you mean 'meta_steps'"),
         ({"steps": (3, 1)}, "ascending"),
     ],
 )

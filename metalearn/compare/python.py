@@ -16,7 +16,7 @@ from metalearn.config.build import hold_loss
 from metalearn.config.experiment import Experiment, Plan, parse
 from metalearn.config.plugins import KINDS, register
 from metalearn.config.registry import TABLES
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, did_you_mean
 from metalearn.in_memory import Held
 from metalearn.logger import log
 from metalearn.models.module import as_model
@@ -271,8 +271,9 @@ def _sections(
         data["run"]["validate"] = {"episodes": max(2, min(200, int(options["episodes"])))}
     data["budget"] = rest.pop("budget", None) or {}
     if rest:
-        known_options = ", ".join((*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget"))
-        raise ConfigError(*((key, f"unknown option; valid: {known_options}") for key in rest))
+        known_options = (*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget")
+        problems = [(key, f"unknown option; {did_you_mean(key, known_options)}") for key in rest]
+        raise ConfigError(*problems)
     return data, objects
 
 
