@@ -7,13 +7,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt, weighted_loss
+from metalearn.inner.adapt import adapt, linear_loss
 from metalearn.inner.heads import is_head, linear
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.options import InnerLoop
-from metalearn.inner.requirements import require_head, require_queries
+from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
-from metalearn.losses import criterion
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
@@ -26,27 +25,20 @@ class ANIL(InnerLoop):
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
-    >>> method = ml.algorithms.ANIL(inner_lr=0.1).build(learner, source.spec)
-    >>> method.traits.phases
+    >>> ml.algorithms.ANIL(inner_lr=0.1).build(learner, source.spec).traits.phases
     ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 5
     engine_trains: ClassVar[Engine] = "head"
     name: Literal["anil"] = option("anil", "The method.")
-    inner_steps: int = option(
-        5, "S, inner steps of the head in training.", acts="train", ge=1, le=1000
-    )
+    inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.1, "Inner step size, in training and on new tasks.", gt=0)
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         require_head(self.name, learner)
-        rule, loss_of = self.inner_rule(spec), criterion(spec)
-
-        def loss(head: Params, batch: Batch, step: int) -> Tensor:
-            return weighted_loss(loss_of, linear(head, batch.x), batch)  # batch.x: features
+        rule, loss = self.inner_rule(spec), linear_loss(spec)
 
         def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from metalearn.algorithms.anil import ANIL
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt, support_loss
+from metalearn.inner.adapt import adapt, predict_adapted, support_loss
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.requirements import require_head, require_queries
+from metalearn.inner.requirements import require_head
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
@@ -23,20 +21,16 @@ class BOIL(ANIL):
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
-    >>> method = ml.algorithms.BOIL(inner_lr=0.1).build(learner, source.spec)
-    >>> method.traits.phases
+    >>> ml.algorithms.BOIL(inner_lr=0.1).build(learner, source.spec).traits.phases
     ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 6
     engine_trains: ClassVar[Engine] = "body"
     name: Literal["boil"] = option("boil", "The method.")  # type: ignore[assignment]
-    inner_steps: int = option(
-        1, "S, inner steps of the body in training.", acts="train", ge=1, le=1000
-    )
+    inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         require_head(self.name, learner, linear=False)
         rule, loss = self.inner_rule(spec), support_loss(learner, spec)
 
@@ -44,8 +38,5 @@ class BOIL(ANIL):
             head, body = partition(meta, is_head)
             return adapt(loss, body, rule, support, steps[-1], keep=steps, fixed=head).points
 
-        def predict(meta: Meta, body: Any, support: Batch, x: Tensor) -> Tensor:
-            return learner.apply({**body, **partition(meta, is_head)[0]}, x, context=support.x)
-
-        outer = self.outer.build(meta_steps)
+        predict, outer = predict_adapted(learner), self.outer.build(meta_steps)
         return episodic(learner, spec, outer, adapt_task, predict, inner_steps=self.inner_steps)

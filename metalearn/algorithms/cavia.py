@@ -13,7 +13,6 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
@@ -47,7 +46,6 @@ class CAVIA(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         params = learner.init(rng.fold_in(0, "names"))
         place = bias_leaf(self.bias, params, learner.normalisation)
         size = math.prod(spec.x_shape) + self.context_size

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt, support_loss
+from metalearn.inner.adapt import adapt, predict_adapted, support_loss
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.options import InnerLoop, Patterns, adapted_filter, adapts_option
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -24,8 +21,7 @@ class MAML(InnerLoop):
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
-    >>> method = ml.algorithms.MAML(inner_steps=1, inner_lr=0.01).build(learner, source.spec)
-    >>> method.traits.phases
+    >>> ml.algorithms.MAML(inner_steps=1, inner_lr=0.01).build(learner, source.spec).traits.phases
     ('adapt', 'predict')
     """
 
@@ -33,23 +29,17 @@ class MAML(InnerLoop):
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["maml"] = option("maml", "The method.")
     adapts: Patterns | None = adapts_option()
-    first_order: bool = option(
-        False, "Use the first-order approximation (FOMAML, section 5.2).", acts="train"
-    )
+    first_order: bool = option(False, "First-order MAML (FOMAML, section 5.2).", acts="train")
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         rule, loss = self.inner_rule(spec), support_loss(learner, spec)
-        outer = self.outer.build(meta_steps)
-        is_adapted, first_order = adapted_filter(self.adapts, learner), self.first_order
+        is_adapted, outer = adapted_filter(self.adapts, learner), self.outer.build(meta_steps)
 
         def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             params, fixed = partition(meta, is_adapted)
-            options: Any = {"keep": steps, "fixed": fixed, "first_order": first_order}
+            options: Any = {"keep": steps, "fixed": fixed, "first_order": self.first_order}
             return adapt(loss, params, rule, support, steps[-1], **options).points
 
-        def predict(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Tensor:
-            return learner.apply({**meta, **adapted}, query_x, context=support.x)
-
+        predict = predict_adapted(learner)
         return episodic(learner, spec, outer, adapt_task, predict, inner_steps=self.inner_steps)

@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import unit
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
@@ -42,7 +42,6 @@ class MatchingNet(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
 
         def fit(meta: Meta, z: Tensor, support: Batch) -> tuple[Tensor, Tensor]:
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)

@@ -11,7 +11,6 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, rate_as_input
 from metalearn.tree import trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
@@ -39,7 +38,6 @@ class MetaCurvature(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         loss, rate = support_loss(learner, spec), rate_as_input(self.inner_lr, spec)
 
         def init(key: Key) -> Meta:

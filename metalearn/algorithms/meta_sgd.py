@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.options import Patterns, adapted_filter, adapts_option
-from metalearn.inner.requirements import require_queries
+from metalearn.inner.options import Patterns, RateRange, adapted_filter, adapts_option
 from metalearn.inner.rules import Adam, Rule, per_parameter
 from metalearn.tree import partition, trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -26,8 +24,7 @@ class MetaSGD(MethodComponent):
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
-    >>> method = ml.algorithms.MetaSGD().build(learner, source.spec)
-    >>> method.traits.phases
+    >>> ml.algorithms.MetaSGD().build(learner, source.spec).traits.phases
     ('adapt', 'predict')
     """
 
@@ -35,18 +32,11 @@ class MetaSGD(MethodComponent):
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["meta_sgd"] = option("meta_sgd", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
-    rate_range: tuple[float, float] = option((0.005, 0.1), "Initial learning rates.", acts="train")
+    rate_range: RateRange = option((0.005, 0.1), "Initial learning rates.", acts="train")
     adapts: Patterns | None = adapts_option()
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
-    @model_validator(mode="after")
-    def _check_rate_range(self) -> MetaSGD:
-        if not 0 <= self.rate_range[0] <= self.rate_range[1]:
-            raise ValueError("rate_range must be [low, high] with 0 <= low <= high")
-        return self
-
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
         is_adapted = adapted_filter(self.adapts, learner)
 

@@ -12,7 +12,7 @@ from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import BIAS, WEIGHT, class_means
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.requirements import require_classes, require_head, require_queries
+from metalearn.inner.requirements import require_classes, require_head
 from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
@@ -45,7 +45,6 @@ class ProtoMAML(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
         require_head(self.name, learner)
         rule, loss = sgd(rate_as_input(self.inner_lr, spec)), support_loss(learner, spec)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, negative_squared_distance
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
@@ -24,8 +24,7 @@ class ProtoNet(MethodComponent):
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
-    >>> method = ml.algorithms.ProtoNet().build(learner, source.spec)
-    >>> method.traits.phases
+    >>> ml.algorithms.ProtoNet().build(learner, source.spec).traits.phases
     ('adapt', 'predict')
     """
 
@@ -36,7 +35,6 @@ class ProtoNet(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
 
         def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
             return class_means(z, support.y, spec.ways, support.weight)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
@@ -41,7 +40,6 @@ class R2D2(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
             params = learner.init(key)

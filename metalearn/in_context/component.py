@@ -14,7 +14,6 @@ from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.predictive import gaussian
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -53,7 +52,6 @@ class InContext(MethodComponent):
         """Queries' features [M, D] -> logits [M, N], or means and raw standard devs. [M, 2C]."""
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         _require_plain_outputs(self.name, learner, spec)
         columns = spec.outputs
 

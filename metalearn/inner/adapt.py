@@ -12,6 +12,7 @@ from torch import Tensor
 from metalearn import noise
 from metalearn.errors import ConfigError
 from metalearn.inner.flat_params import apply_rule
+from metalearn.inner.heads import linear
 from metalearn.inner.recompute import checkpoint, is_checkpointing
 from metalearn.inner.stepwise import is_active, loop
 from metalearn.losses import Criterion, criterion
@@ -23,6 +24,7 @@ from metalearn.types import (
     EpisodeSpec,
     Key,
     Learner,
+    Meta,
     Params,
     Path,
     State,
@@ -186,6 +188,25 @@ def support_loss(learner: Learner, spec: EpisodeSpec) -> Loss:
             return weighted_loss(loss_of, learner.apply(params, batch.x), batch)
 
     return loss
+
+
+def linear_loss(spec: EpisodeSpec) -> Loss:
+    """The loss of a linear head on the features z [B, D] of a batch, in place of its inputs."""
+    loss_of = criterion(spec)
+
+    def loss(head: Params, batch: Batch, step: int) -> Tensor:
+        return weighted_loss(loss_of, linear(head, batch.x), batch)
+
+    return loss
+
+
+def predict_adapted(learner: Learner) -> Callable[[Meta, Params, Batch, Tensor], Tensor]:
+    """`predict` of a method: the network with the adapted parameters in place of the learned."""
+
+    def predict(meta: Meta, adapted: Params, support: Batch, query_x: Tensor) -> Tensor:
+        return learner.apply({**meta, **adapted}, query_x, context=support.x)
+
+    return predict
 
 
 def weighted_loss(loss_of: Criterion, outputs: Tensor, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from metalearn.inner import requirements
 from metalearn.inner.flat_params import apply_rule, mean_grads
 from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.labels import check_example_targets, check_targets
-from metalearn.losses import criterion, metrics
+from metalearn.losses import metrics
 from metalearn.noise import NOISE, NoiseScope, noise_from
 from metalearn.padding import zero_padding
 from metalearn.rng import fold_in
@@ -76,11 +76,11 @@ def episodic(
 
     minimise over meta the mean over tasks of L(predict(meta, adapt(meta, support), query.x), y)
 
-    `adapt` returns one result for each step index; with `inner_steps` 0, only one. If the inner
-    loop does not adapt the features, `features` computes those of the queries once, as query_x of
-    `predict`. `init(key)` returns the meta (default: the learner's parameters). `fixed_ways`: it
-    includes the head, so the test must have the ways of training (default: with inner steps)."""
-    loss_of, start = criterion(spec), requirements.checked_init(init, learner.init)
+    Tasks need queries. `adapt` returns one result for each step index; with `inner_steps` 0, only
+    one. If the inner loop does not adapt the features, `features` computes those of the queries
+    once, as query_x of `predict`. `init(key)` returns the meta (default: the learner's parameters).
+    `fixed_ways`: it has the head, so tests have the ways of training (default: with steps)."""
+    loss_of, start = requirements.query_loss(spec), requirements.checked_init(init, learner.init)
     learn_fns = make_learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
@@ -43,7 +43,14 @@ def _patterns(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _rate_range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1]:
+        raise ValueError(f"must be [low, high] with 0 <= low <= high (got {list(value)})")
+    return value
+
+
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+RateRange = Annotated[tuple[float, float], AfterValidator(_rate_range)]
 
 
 class InnerLoop(MethodComponent):

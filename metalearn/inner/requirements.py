@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
+from metalearn.losses import Criterion, criterion
 from metalearn.padding import adapt_with_example_weights, predict_with_example_weights
 from metalearn.tree import leaves
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta
@@ -25,11 +26,12 @@ TORCH = str(Path(torch.__file__).parent)
 UNDER_VMAP = "random operation while in randomness error mode"  # in torch's own message
 
 
-def require_queries(name: str, spec: EpisodeSpec) -> None:
-    """Refuse tasks without queries, where the loss to differentiate would be the mean of none."""
+def query_loss(spec: EpisodeSpec) -> Criterion:
+    """The loss of queries; tasks without them are refused, as it would be the mean of none."""
     if spec.queries < 1:
-        text = f"{name} minimises the query loss and needs at least 1 query (got {spec.queries})"
+        text = f"must be >= 1 (got {spec.queries}): the method minimises the query loss"
         raise ConfigError(("task.queries", f"{text}; reptile uses only support sets"))
+    return criterion(spec)
 
 
 def require_classes(name: str, spec: EpisodeSpec) -> None:

@@ -11,7 +11,6 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import fresh_linear
 from metalearn.inner.method import StepIndices, episodic
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
 from metalearn.tree import trainable
@@ -43,7 +42,6 @@ class ALFA(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         loss = support_loss(learner, spec)
 
         def init(key: Key) -> Meta:

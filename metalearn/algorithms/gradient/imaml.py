@@ -17,7 +17,6 @@ from metalearn.inner.method import (
     make_step_over_tasks,
     training_noise,
 )
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.losses import criterion, metrics
@@ -68,7 +67,6 @@ class IMAML(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         loss = support_loss(learner, spec)
         objective = penalised(loss, self.strength)
 

@@ -17,7 +17,6 @@ from metalearn.inner.method import (
     make_step_over_tasks,
     make_task_grad,
 )
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion, metrics
 from metalearn.padding import class_mask_of, mask_absent_classes, padding_scope, zero_padding
@@ -77,7 +76,6 @@ class MAMLPlusPlus(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3, schedule="cosine"), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         loss, last = support_loss(learner, spec), self.inner_steps
 
         def loss_at(params: Params, batch: Batch, step: int) -> Tensor:

@@ -11,7 +11,6 @@ from metalearn.component import option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.options import InnerLoop
-from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.tree import trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -39,7 +38,6 @@ class TNet(InnerLoop):
     outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        require_queries(self.name, spec)
         rule, loss_of = self.inner_rule(spec), support_loss(learner, spec)
 
         def loss(at: Params, batch: Batch, step: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, is_head, unit
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Momentum, Rule
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
@@ -39,7 +39,6 @@ class MetaBaseline(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
             start = learner.init(key)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import is_head
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Momentum, Rule
 from metalearn.losses import one_hot
 from metalearn.tree import partition
@@ -48,7 +48,6 @@ class MetaOptNet(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
             start = learner.init(key)

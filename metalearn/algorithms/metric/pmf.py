@@ -13,7 +13,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import class_means, is_head, negative_squared_distance
 from metalearn.inner.method import StepIndices, episodic, make_learn_functions
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.losses import criterion
 from metalearn.padding import padding_scope
@@ -54,7 +54,6 @@ class PMF(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
         rule, loss_of = sgd(rate_as_input(self.inner_lr, spec)), criterion(spec)
         changes = self.augment if len(spec.x_shape) == 3 else ()
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from metalearn.component import MethodComponent, option
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, fresh_linear, is_head
-from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
 from metalearn.tree import partition
@@ -44,7 +44,6 @@ class RelationNet(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
-        require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
             start = learner.init(key)
