@@ -146,25 +146,26 @@ def _best_row(section: Section) -> Json:
     """Return what the first sentence says: the best row, its margins, its cost."""
     ranking = section.ranking
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.results["paired"]}
-    rival = pairs.get(frozenset(group.label for group, _ in ranking[:2]))
+    labels = [group.label for group, _ in ranking]
     scratch = next((row for row in ranking if row[0].first.family == "scratch"), None)
     return {
         "ranking": ranking,
         "scratch": scratch,
-        "margin": _margin(ranking[0][0].label, scratch[0].label, pairs) if scratch else None,
-        "rival": rival if rival and rival["ci95"] else None,
+        "margin": _margin(labels[0], scratch[0].label, pairs) if scratch else None,
+        "rival": _margin(labels[0], labels[1], pairs) if len(labels) > 1 else None,
         "up_front": _up_front_seconds(ranking[0][0]) if ranking else [],
     }
 
 
-def _margin(best: str, scratch: str, pairs: Mapping[frozenset[str], Json]) -> Json | None:
-    """Return the paired difference best - scratch with its interval, or None if it is unknown."""
-    pair = pairs.get(frozenset((best, scratch)))
+def _margin(best: str, other: str, pairs: Mapping[frozenset[str], Json]) -> Json | None:
+    """Return the paired difference best - other with its interval, or None if it is unknown."""
+    pair = pairs.get(frozenset((best, other)))
     if pair is None or pair["difference"] is None or pair["ci95"] is None:
         return None
     sign = 1 if pair["a"] == best else -1
     low, high = sorted(sign * end for end in pair["ci95"])
-    return {"low": low, "high": high, "value": sign * pair["difference"]}
+    facts = {"p": pair["p"], "seeds": len(pair["seeds"])}
+    return {"low": low, "high": high, "value": sign * pair["difference"], **facts}
 
 
 def _up_front_seconds(group: Group) -> list[str]:
