@@ -130,6 +130,16 @@ class TaskComponent(Component, ABC):
         """Whether training samples from the validation classes, which then cannot select."""
         return False
 
+    @property
+    def splits_are_labelled(self) -> bool:
+        """Whether the spec of each split says its name; not of one source for all splits."""
+        return True
+
+    @property
+    def loss_problems(self) -> list[tuple[str, str]]:
+        """Return why this package's losses are not defined for the targets; else empty."""
+        return []
+
     @abstractmethod
     def build(
         self,

@@ -73,7 +73,8 @@ def _labels(batch: Batch, classes: int, name: str) -> Labels | None:
         return labels
     if invalid.size:
         examples = ", ".join(str(label) for label in np.unique(labels)[:5])
-        text = f"of the {name} are {examples}, ...: a task of {classes} ways has 0 .. {classes - 1}"
+        owner = f"split of {classes} classes" if name == "examples" else f"task of {classes} ways"
+        text = f"of the {name} are {examples}, ...: a {owner} has 0 .. {classes - 1}"
         raise ConfigError(("labels", text))
     return labels
 

@@ -41,6 +41,11 @@ class VariableSource:
         low, high = self.ranges.get("ways", (self.spec.ways, self.spec.ways))
         return sum(1 / n for n in range(low, high + 1)) / (high - low + 1)
 
+    @property
+    def source(self) -> TaskSource:
+        """The source of the tasks before padding."""
+        return self._source
+
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """Sample tasks of the source, with weights [T, N*K] and [T, N*Q]."""
         support, query, info = self._source.sample(key, num_tasks, start)

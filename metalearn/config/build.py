@@ -16,9 +16,10 @@ from metalearn.config.sources import LazySource, make_record
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
 from metalearn.interop import with_engine
-from metalearn.losses import criterion
+from metalearn.losses import LOSSES, criterion
 from metalearn.machine import device_of, prepare_device
 from metalearn.rng import fold_in
+from metalearn.tasks.given.form import build_checked
 from metalearn.tasks.images import SPLITS
 from metalearn.types import EpisodeSpec, Learner, Method, TaskSource
 
@@ -49,11 +50,11 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
         problems.extend(misfits(experiment.run, device))
         problems.extend(choices_by_seen_classes(experiment))
         problems.extend(contradictions(experiment))
+        problems.extend(_loss_problems(experiment))
 
     def source(component: Any, split: str, place: str) -> Any:
         try:
-            dtype = DTYPES[experiment.run.dtype]
-            built = component.build(split=split, seed=0, device=device, dtype=dtype)
+            built = build_checked(component, split, device, DTYPES[experiment.run.dtype])
             return built if experiment.loss is None else _with_loss(built, experiment.loss)
         except ConfigError as error:
             loss_problems = [(where, text) for where, text in error.problems if where == "loss"]
@@ -89,7 +90,7 @@ def build_to_test(
     def source(component: Any, split: str, place: str, record: Any = None) -> LazySource:
         def build_source() -> TaskSource:
             try:
-                built: TaskSource = component.build(split=split, seed=0, device=device, dtype=dtype)
+                built = build_checked(component, split, device, dtype)
             except ConfigError as error:
                 raise error.under(place) from error
             return built if loss is None else _with_loss(built, loss)
@@ -118,10 +119,24 @@ def make_records(parts: Parts) -> dict[str, Any]:
 
 def _with_loss(source: TaskSource, loss: Any) -> TaskSource:
     """Return the same tasks with another loss; raises ConfigError if it does not fit them."""
-    other = copy.copy(source)
-    other.spec = replace(source.spec, loss=_given_loss(loss))
+    other, spec = copy.copy(source), replace(source.spec, loss=_given_loss(loss))
+    try:
+        other.spec = spec
+    except AttributeError as error:  # of a property, or of a frozen dataclass
+        text = f"cannot be set, because the spec of {type(source).__name__} is read-only: make it"
+        text = f"{text} an attribute, or pass the loss to its EpisodeSpec"
+        raise ConfigError(("loss", text)) from error
     criterion(other.spec)
     return other
+
+
+def _loss_problems(experiment: Experiment) -> Problems:
+    """Return why a loss of this package is not defined for the tasks' targets; else empty."""
+    if experiment.loss is not None and experiment.loss not in LOSSES:
+        return []
+    sections = {"task": experiment.task, "evaluate.task": experiment.test_task}
+    found = [(name, *problem) for name, task in sections.items() for problem in task.loss_problems]
+    return once([(f"{name}.{place}", text) for name, place, text in found])
 
 
 def hold_loss(loss: Callable[..., Any]) -> tuple[str, Held]:

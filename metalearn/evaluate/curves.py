@@ -42,6 +42,7 @@ from metalearn.types import (
 
 DIVERGED_FACTOR = 10.0  # a regression task has diverged above ten times the mean loss of step 0
 FINGERPRINTED = 32  # episodes that the fingerprint covers
+LOWEST = -(2.0**63)  # of int64: what a number that is not finite becomes
 
 
 @dataclass(frozen=True)
@@ -321,5 +322,7 @@ def fingerprint(source: TaskSource, seed: int) -> str:
         weight = () if part.weight is None else (part.weight,)
         for values in (part.x, part.y, *weight):
             array = values.detach().to("cpu", torch.float64).numpy()
-            digest.update((np.round(array * 1e4).astype("<i8")).tobytes())
+            # missing targets, which a loss of one's own leaves out
+            whole = np.nan_to_num(np.round(array * 1e4), nan=LOWEST, posinf=LOWEST, neginf=LOWEST)
+            digest.update(whole.astype("<i8").tobytes())
     return digest.hexdigest()

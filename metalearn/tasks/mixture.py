@@ -13,7 +13,9 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.tasks.images import split_problem
+from metalearn.tasks.given import as_tasks
+from metalearn.tasks.given.form import build_checked
+from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import sha256_of_text
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
@@ -50,14 +52,13 @@ class Mixture(TaskComponent):
     _components: dict[str, TaskComponent] = PrivateAttr(default_factory=dict)
 
     def __init__(self, sources: Sequence[Any] = (), **fields: Any) -> None:
-        components = [source for source in sources if isinstance(source, TaskComponent)]
+        items = _as_components(sources)
         sections = [
-            source.model_dump() if isinstance(source, TaskComponent) else source
-            for source in sources
+            item.model_dump() if isinstance(item, TaskComponent) else item for item in items
         ]
         super().__init__(**{"sources": sections, **fields})
-        if len(components) == len(sources):
-            self._components = dict(zip(self.labels, components, strict=True))
+        named = zip(self.labels, items, strict=True)
+        self._components = {name: item for name, item in named if isinstance(item, TaskComponent)}
 
     @field_validator("sources")
     @classmethod
@@ -95,6 +96,18 @@ class Mixture(TaskComponent):
     @property
     def trains_on_validation(self) -> bool:
         return any(_component(section).trains_on_validation for section in self.sources)
+
+    @property
+    def splits_are_labelled(self) -> bool:
+        return all(_component(section).splits_are_labelled for section in self.sources)
+
+    @property
+    def loss_problems(self) -> list[tuple[str, str]]:
+        return [
+            (f"sources.{number}.{place}", text)
+            for number, section in enumerate(self.sources)
+            for place, text in _component(section).loss_problems
+        ]
 
     def resolve(self, seed: int) -> Mixture:
         """The task with explicit split seeds, for a resolved config."""
@@ -144,9 +157,11 @@ class Mixture(TaskComponent):
                 continue
             try:
                 component = self._configure(label, section)
-                sources[label] = component.build(split=split, seed=seed, device=device, dtype=dtype)
+                sources[label] = build_checked(component, split, device, dtype, seed)
             except ConfigError as error:
                 problems.extend(error.under(f"sources.{number}").problems)
+            except ValidationError as error:  # of sizes that a source of the user does not take
+                problems.append((f"sources.{number}", _sentences(error)))
         if problems:
             raise ConfigError(*problems)
         return MixtureSource(sources)
@@ -159,6 +174,20 @@ class Mixture(TaskComponent):
             update = {name: value for name, value in sizes.items() if name in fields}
             return self._components[label].model_copy(update=update)
         return _component({**section, **sizes})
+
+
+def _as_components(sources: Sequence[Any]) -> list[Any]:
+    """Return components for task sources of the user; sections of a file are unchanged."""
+    items, problems = list[Any](), list[tuple[str, str]]()
+    for number, source in enumerate(sources):
+        is_section = isinstance(source, Mapping) and not set(source) & set(SPLITS)
+        try:
+            items.append(source if is_section else as_tasks(source))
+        except ConfigError as error:
+            problems.extend(error.under(f"sources.{number}").problems)
+    if problems:
+        raise ConfigError(*problems)
+    return items
 
 
 class MixtureSource:
