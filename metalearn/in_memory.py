@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -30,20 +31,28 @@ class Held:
         self.made: dict[Any, Any] = {}
 
 
-_registry: weakref.WeakValueDictionary[str, Held] = weakref.WeakValueDictionary()
+# by the order in which the objects were passed
+_registry: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
 
 
-def hold(value: Any, sha256: str) -> Held:
-    """Store an object under its hash and return its entry; an existing entry is kept."""
-    entry = _registry.get(sha256)
+def hold(value: Any, sha256: str, *, replace: bool = False) -> Held:
+    """Store an object under its hash and return its entry; an existing entry is kept.
+
+    `replace`: the hash is not of all that matters, and an existing entry may be of an older object,
+    such as one whose class was edited in a notebook; its owners keep it."""
+    entry = None if replace else held(sha256)
     if entry is None:
-        entry = _registry[sha256] = Held(value, sha256)
+        entry = _registry[next(_numbers)] = Held(value, sha256)
     return entry
 
 
 def held(sha256: str | None) -> Held | None:
-    """Return the entry of this hash, if its object was passed in this process and is in use."""
-    return None if sha256 is None else _registry.get(sha256)
+    """Return the newest entry of this hash whose object was passed in this process and is in use.
+
+    None if there is none."""
+    entries = [entry for _, entry in sorted(_registry.items()) if entry.sha256 == sha256]
+    return entries[-1] if entries else None
 
 
 def name_of(value: Any) -> str:

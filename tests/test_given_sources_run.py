@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from own_sources import METHODS, QUICK, Groups, Lines, NoExamples, by_split, with_batches
+from own_sources import METHODS, QUICK, Groups, Lines, NoExamples, by_split, defined, with_batches
 
 import metalearn as ml
 from metalearn.errors import ConfigError
@@ -65,6 +65,18 @@ def test_a_spec_that_cannot_be_changed_is_accepted_without_a_loss(tmp_path: Path
     ml.train(METHODS["maml"], task=sources, out=tmp_path / "out", **QUICK)
     with pytest.raises(ConfigError, match="loss: cannot be set, because the spec of ReadOnly is"):
         ml.train(METHODS["maml"], task=sources, out=tmp_path / "b", loss="huber", **QUICK)
+
+
+def test_the_newest_of_two_sources_with_the_same_tasks_is_used(tmp_path: Path) -> None:
+    """The class was edited in a notebook, where a result of the older one is still alive."""
+    older = ml.tasks.Given(by_split())
+    newer = ml.train(METHODS["maml"], task=defined(), out=tmp_path / "out", **QUICK)
+    assert newer.config.task.sha256 == older.sha256
+    assert type(newer.config.task.build()).__name__ == "Own"
+    assert type(older.build()).__name__ == "Lines"
+    del newer
+    again = ml.train(METHODS["maml"], task=older, out=tmp_path / "again", **QUICK)
+    assert type(again.config.task.build()).__name__ == "Lines"
 
 
 class Unlabelled(ml.tasks.Sinusoid):

@@ -44,7 +44,7 @@ class Given(TaskComponent):
             by_split = _checked(sources)
             first = {split: first_tasks(source) for split, source in by_split.items()}
             sha256 = hash_of([_hashed(by_split[split].spec, first[split]) for split in SPLITS])
-            entry = hold(by_split, sha256)
+            entry = hold(by_split, sha256, replace=True)
             entry.made["loss"] = _merged(
                 {split: loss_problems(first[split], by_split[split].spec) for split in SPLITS}
             )
