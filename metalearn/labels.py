@@ -1,4 +1,4 @@
-"""Check the targets of episodes before tracing, where their values are not available."""
+"""Check episodes: how many there are, and their targets, whose values tracing hides."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from metalearn.losses import PROBABILITIES
 from metalearn.types import Batch, Episode, EpisodeSpec
 
 Labels = npt.NDArray[np.int64]
+
+
+def check_number(batch: Batch, number: int, call: str) -> None:
+    """Raise ConfigError if what `call` of a task source returned is not of the requested number.
+
+    batch: x [T, ...] of its tasks, or x [B, ...] of its examples."""
+    if len(batch.x) != number:
+        text = f"{call} of the task source returned {len(batch.x)} instead of {number}: draw with"
+        raise ConfigError(("task", f"{text} replacement where there are fewer"))
 
 
 def check_targets(episodes: Episode, spec: EpisodeSpec) -> None:

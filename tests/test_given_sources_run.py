@@ -11,6 +11,8 @@ from own_sources import METHODS, QUICK, Groups, Lines, NoExamples, by_split, def
 
 import metalearn as ml
 from metalearn.errors import ConfigError
+from metalearn.executors.step import make_batch_sampler
+from metalearn.rng import fold_in
 from metalearn.types import Batch, EpisodeSpec
 
 SINUSOID = {"source": "sinusoid", "shots": 5, "queries": 6}
@@ -123,3 +125,23 @@ def test_a_mixture_refuses_wrong_sources(tmp_path: Path) -> None:
     mixture = ml.tasks.Mixture([Lines()], shots=2)
     with pytest.raises(ConfigError, match=r"task\.sources\.0: shots: unknown key"):
         ml.train(METHODS["maml"], task=mixture, out=tmp_path / "out", **QUICK)
+
+
+def test_too_few_tasks_are_refused_where_more_are_sampled_than_checked() -> None:
+    """They would be fewer test tasks, or a smaller step, than the report says."""
+    source = Lines()
+    source.sample = lambda key, n, start=0: Lines.sample(source, key, min(n, 60), start)  # type: ignore[method-assign]
+    ml.tasks.Given(source)
+    learner = ml.models.MLP(sizes=(4,)).build(source.spec)
+    method = ml.algorithms.MAML().build(learner, source.spec)
+    meta = method.init(fold_in(0)).meta
+    with pytest.raises(ConfigError, match=r"sample\(key, 80, 0\) of the task source returned 60 i"):
+        ml.evaluate.learning_curve(method, meta, source, (0, 1), 80, chunk=80)
+    with pytest.raises(ConfigError, match=r"sample\(key, 70, 0\) of the task source returned 60 i"):
+        make_batch_sampler(source, method, 4)(fold_in(0), 70, 0)
+    pretrained = ml.transfer.FineTune().build(learner, source.spec)
+    source.examples = lambda key, size: Lines.examples(source, key, 4)  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match=r"examples\(key, 8\) of the task source returned 4 inste"
+    ):
+        make_batch_sampler(source, pretrained, 8)(fold_in(0), 1, 0)

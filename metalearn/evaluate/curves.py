@@ -14,7 +14,7 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import require_phases
 from metalearn.evaluate.students_t import t_quantile
-from metalearn.labels import check_targets
+from metalearn.labels import check_number, check_targets
 from metalearn.losses import (
     BINS,
     accuracy,
@@ -222,8 +222,7 @@ def score_episodes(
     rows = []
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
-        batch = source.sample(key, min(chunk, span[1] - start), start)
-        check_targets(batch, source.spec)
+        batch = _sample(source, key, min(chunk, span[1] - start), start)
         options = {"key": learn_keys(batch.info["key"], draw_seed)}
         task_ledger = NullLedger() if ledger is None else ledger
         if batch.query.weight is not None:
@@ -238,6 +237,14 @@ def score_episodes(
     accuracies, losses, finite, nll, counts = (torch.cat(part) for part in zip(*rows, strict=True))
     joined = {name: torch.cat([part[name] for part in notes]) for name in notes[0]}
     return Scores(accuracies, losses, finite, nll, counts, joined)
+
+
+def _sample(source: TaskSource, key: Key, tasks: int, start: int) -> Episode:
+    """Sample tasks; raises ConfigError for another number of them, and for wrong targets."""
+    episodes = source.sample(key, tasks, start)
+    check_number(episodes.support, tasks, f"sample(key, {tasks}, {start})")
+    check_targets(episodes, source.spec)
+    return episodes
 
 
 def _max_chunk(meta: Meta) -> int:

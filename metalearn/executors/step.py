@@ -32,6 +32,7 @@ from metalearn.executors.nonfinite import with_nan_policy
 from metalearn.executors.precision import with_tf32
 from metalearn.executors.trace import has_small_constants, interpret_unchanged, traceable
 from metalearn.kernels import draw
+from metalearn.labels import check_number
 from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
 from metalearn.types import Key, MetaState, Method, Metrics, TaskSource
@@ -69,9 +70,18 @@ def make_batch_sampler(source: TaskSource, method: Method, examples_per_step: in
     """The function that samples the input of a step: tasks, or a batch of examples.
 
     (key, count, first) -> the tasks first .. first + count - 1"""
-    if method.traits.consumes == "examples":
-        return lambda key, count, first: source.examples(key, examples_per_step)
-    return lambda key, count, first: source.sample(key, count, first)
+
+    def examples(key: Key, count: int, first: int) -> Any:
+        batch = source.examples(key, examples_per_step)
+        check_number(batch, examples_per_step, f"examples(key, {examples_per_step})")
+        return batch
+
+    def sample(key: Key, count: int, first: int) -> Any:
+        episodes = source.sample(key, count, first)
+        check_number(episodes.support, count, f"sample(key, {count}, {first})")
+        return episodes
+
+    return examples if method.traits.consumes == "examples" else sample
 
 
 def build_train_step(
