@@ -19,6 +19,7 @@ from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Sinusoid
 from metalearn.testing.clusters import Clusters
+from metalearn.testing.sentences import expect_close
 from metalearn.tree import leaves, named_leaves
 from metalearn.types import Episode, Learner, MetaState, Method, NullLedger
 
@@ -132,9 +133,9 @@ def inapplicable(case: Case, check: Callable[..., None]) -> str:
 # small helpers
 
 
-def close(a: Any, b: Any, **tolerance: Any) -> None:
-    """Assert that leaves are equal, by name, within a tolerance."""
-    torch.testing.assert_close(named_leaves(a), named_leaves(b), **(tolerance or CLOSE))
+def close(found: Any, expected: Any, text: str = "what was found", **tolerance: float) -> None:
+    """Assert that leaves are equal within a tolerance; `text` is the sentence up to "differs"."""
+    expect_close(found, expected, text, **(tolerance or CLOSE))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -24,9 +24,9 @@ from metalearn.testing.case import (
     episodes,
     needs,
     predictions_of,
-    same,
 )
 from metalearn.testing.clusters import Clusters
+from metalearn.testing.sentences import expect_same
 from metalearn.tree import named_leaves, take
 from metalearn.types import Batch
 
@@ -41,17 +41,28 @@ def check_predictions_have_their_shape(case: Case) -> None:
         predictions_of(case, state.meta, episode, STEPS, keys),
         predictions_of(case, state.meta, episode, STEPS[-1], keys),
     )
-    assert selected.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
-    assert selected.dtype == F64
-    assert selected.isfinite().all()
-    close(selected, path[:, list(STEPS)])
-    changes = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
-    assert changes == case.method.traits.uses_steps
+    shape = (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
+    assert tuple(selected.shape) == shape and selected.dtype == F64, (
+        f"predictions must be {F64} of shape [T, P, M, C] = {shape}, and are {selected.dtype} of "
+        f"shape {tuple(selected.shape)}"
+    )
+    assert selected.isfinite().all(), "predictions must be finite, and some are not"
+    text = f"predictions at the steps {STEPS} must be those of the whole path, and"
+    close(selected, path[:, list(STEPS)], text)
+    change, uses_steps = (path[:, 0] - path[:, -1]).abs().max(), case.method.traits.uses_steps
+    assert bool(change > 1e-6) == uses_steps, (
+        f"predictions must {'' if uses_steps else 'not '}change with the steps, as "
+        f"traits.uses_steps is {uses_steps}, and change by {change:.3g} in {STEPS[-1]} steps"
+    )
     for count in (1, 0):
         part = episode._replace(query=Batch(episode.query.x[:, :count], episode.query.y[:, :count]))
         few = predictions_of(case, state.meta, part, STEPS, keys)
-        assert few.shape == (TASKS, len(STEPS), count, spec.outputs)
-        close(few, selected[:, :, :count])
+        shape = (TASKS, len(STEPS), count, spec.outputs)
+        assert tuple(few.shape) == shape, (
+            f"predictions of {count} queries must have shape {shape}, and have {tuple(few.shape)}"
+        )
+        text = f"predictions of the first {count} queries alone must be those among all, and"
+        close(few, selected[:, :, :count], text)
 
 
 def check_regression_is_learned_or_refused(case: Case) -> None:
@@ -77,7 +88,10 @@ def check_regression_is_learned_or_refused(case: Case) -> None:
         raise AssertionError(
             f"{text} metalearn.inner.requirements.require_classes(self.name, spec)"
         ) from error
-    assert curve.metric == "loss" and curve.scores.shape == (2, 2)
+    assert curve.metric == "loss" and curve.scores.shape == (2, 2), (
+        f"the curve of 2 regression tasks at 2 points must have losses of shape (2, 2), and has "
+        f"{curve.metric} of shape {tuple(curve.scores.shape)}"
+    )
 
 
 def check_learning_is_a_function_of_the_tasks_key(case: Case) -> None:
@@ -85,12 +99,14 @@ def check_learning_is_a_function_of_the_tasks_key(case: Case) -> None:
     state, episode = case.state(), episodes(case)
     keys = fold_in(episode.info["key"], "learn")
     together = predictions_of(case, state.meta, episode, key=keys)
-    assert torch.equal(together, predictions_of(case, state.meta, episode, key=keys))
+    text = "learning must give the same predictions a second time with the same keys, and"
+    expect_same(predictions_of(case, state.meta, episode, key=keys), together, text)
     for task in (0, TASKS - 1):
         task_slice = slice(task, task + 1)
         close(
             predictions_of(case, state.meta, take(episode, task_slice), key=keys[task_slice]),
             together[task_slice],
+            f"task {task} must be learned alone as in a batch of {TASKS} tasks, and",
         )
 
 
@@ -99,7 +115,8 @@ def check_queries_see_each_other_only_if_transductive(case: Case) -> None:
 
     Labels of queries are not an argument."""
     expected = ["meta", "support", "query_x"]
-    assert list(inspect.signature(case.method.learn).parameters)[:3] == expected
+    found = list(inspect.signature(case.method.learn).parameters)[:3]
+    assert found == expected, f"the first arguments of learn must be {expected}, and are {found}"
     for policy in POLICIES:
         policy_case = case.rebuild(norm=policy)
         meta, episode = policy_case.state().meta, episodes(policy_case)
@@ -110,11 +127,16 @@ def check_queries_see_each_other_only_if_transductive(case: Case) -> None:
             for x in (episode.query.x, changed_x)
         )
         change = float((before - after)[:, :, :3].abs().max())
-        assert policy_case.method.traits.normalisation == policy and before.isfinite().all()
-        assert policy_case.method.traits.transductive == (policy == "query_batch"), policy
-        assert change > 1e-4 if policy_case.method.traits.transductive else change < 1e-9, (
-            policy,
-            change,
+        traits, transductive = policy_case.method.traits, policy == "query_batch"
+        assert traits.normalisation == policy and traits.transductive == transductive, (
+            f"with the normalisation {policy}, the traits must have normalisation={policy!r} and "
+            f"transductive={transductive}, and have {traits.normalisation!r} and "
+            f"{traits.transductive}"
+        )
+        assert before.isfinite().all(), f"predictions with {policy} must be finite, and are not"
+        assert change > 1e-4 if transductive else change < 1e-9, (
+            f"other queries must {'' if transductive else 'not '}change the prediction for a query "
+            f"with the normalisation {policy}, and change it by {change:.3g}"
         )
 
 
@@ -131,8 +153,13 @@ def check_every_leaf_receives_gradient(case: Case) -> None:
         after, _ = policy_case.step(state, policy_case.data(0))
         old, new = named_leaves(state.meta), named_leaves(after.meta)
         unchanged[policy] = [name for name in old if torch.equal(old[name], new[name])]
-    assert unchanged["none"] == [] and set(unchanged["running"]) <= set(unchanged["query_batch"]), (
-        unchanged
+    assert unchanged["none"] == [], (
+        f"a step must update every tensor of the meta, and leaves {unchanged['none']} unchanged"
+    )
+    only = sorted(set(unchanged["running"]) - set(unchanged["query_batch"]))
+    assert not only, (
+        f"a step with running statistics must update what it updates with query_batch, and leaves "
+        f"{only} unchanged"
     )
 
 
@@ -149,10 +176,13 @@ def check_resuming_is_bitwise(case: Case) -> None:
         path = checkpoint.path_of(Path(folder), 2)
         checkpoint.save(path, state)
         resumed = checkpoint.load(path, case.method.init(fold_in(1, "another")))
-    assert same(resumed, state)
+    expect_same(resumed, state, "a state must be the same after saving and loading, and")
     for data in steps[2:]:
         state, resumed = case.step(state, data)[0], case.step(resumed, data)[0]
-    assert same(resumed, state) and state.step == len(steps)
+    expect_same(resumed, state, "steps after loading must be those without it, and the state")
+    assert state.step == len(steps), (
+        f"state.step must count {len(steps)} steps, and is {int(state.step)}"
+    )
 
 
 # gain in accuracy over the initial state, on tasks of classes that were not trained on
@@ -170,7 +200,11 @@ def check_it_learns(case: Case) -> None:
         state = case.state(seed)
         start = learning_curve(case.method, state.meta, tests, points, count, seed=seed)
         if case.method.step is None:
-            assert start.mean[-1] > start.mean[0] + MARGIN, start.mean
+            before, after = start.mean[0], start.mean[-1]
+            assert after > before + MARGIN, (
+                f"learning a new task must raise the accuracy by more than {MARGIN}, and raises it "
+                f"from {before:.3f} to {after:.3f} in {points[-1]} steps (seed {seed})"
+            )
             continue
         for step in range(1, case.training + 1):
             state, _ = case.step(state, case.data(step - 1, seed))
@@ -180,4 +214,8 @@ def check_it_learns(case: Case) -> None:
             if end.mean[-1] > start.mean[-1] + MARGIN:
                 break
         else:
-            raise AssertionError((seed, start.mean, end.mean))
+            raise AssertionError(
+                f"training must raise the accuracy on new tasks by more than {MARGIN}, and raises "
+                f"it from {start.mean[-1]:.3f} to {end.mean[-1]:.3f} in {case.training} meta-steps "
+                f"(seed {seed})"
+            )

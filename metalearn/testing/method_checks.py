@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metalearn.executors import executor
 from metalearn.rng import fold_in
@@ -22,6 +23,7 @@ from metalearn.testing.case import (
     same,
 )
 from metalearn.testing.form import check_form
+from metalearn.testing.sentences import expect_same
 from metalearn.tree import leaves, named_leaves, take, tree_map
 
 
@@ -32,7 +34,8 @@ def check_component(case: Case) -> None:
     for options in ({}, case.options):
         check_form(case.component, options)
     default: Any = case.component
-    assert default().name == case.name
+    name = default().name
+    assert name == case.name, f"the default name must be {case.name!r}, and is {name!r}"
 
 
 def check_init_is_a_function_of_the_key(case: Case) -> None:
@@ -43,10 +46,17 @@ def check_init_is_a_function_of_the_key(case: Case) -> None:
     first = case.method.init(fold_in(0, "init"))
     message = "draws from torch's own generator: use metalearn.rng with the key"
     assert torch.equal(torch.get_rng_state(), before), f"init {message}"
-    assert same(first, case.method.init(fold_in(0, "init")))
-    assert not leaves(first.meta) or not same(first.meta, case.method.init(fold_in(1, "init")).meta)
-    assert first.step.shape == () and first.step == 0
-    assert {leaf.dtype for leaf in leaves(first)} == {F64}
+    text = "init must return the same state when it is called again with the same key, and"
+    expect_same(case.method.init(fold_in(0, "init")), first, text)
+    other = case.method.init(fold_in(1, "init"))
+    assert not leaves(first.meta) or not same(first.meta, other.meta), (
+        "init must draw the meta from the key, and returns the same for two different keys"
+    )
+    assert first.step.shape == () and first.step == 0, (
+        f"init must return the step 0 as a 0-d tensor, and returns {first.step}"
+    )
+    dtypes = {leaf.dtype for leaf in leaves(first)}
+    assert dtypes == {F64}, f"all tensors of init must be {F64} as the spec, and are {dtypes}"
 
 
 def check_inputs_are_left_as_they_were(case: Case) -> None:
@@ -57,7 +67,9 @@ def check_inputs_are_left_as_they_were(case: Case) -> None:
     predictions_of(case, state.meta, episode)
     if case.method.step is not None:
         case.step(state, data)
-    assert same(inputs, before)
+    names = ("state", "tasks", "new tasks")
+    for name, now, earlier in zip(names, inputs, before, strict=True):
+        expect_same(now, earlier, f"the {name} must not be written to, and after the call it")
 
 
 @needs("step")
@@ -74,13 +86,28 @@ def check_a_step_keeps_the_form_of_the_state(case: Case) -> None:
         )
         after, metrics = dtype_case.step(state, data)
         old, new = named_leaves(state), named_leaves(after)
-        expected = {n: (v.shape, v.dtype) for n, v in new.items()}
-        assert {n: (v.shape, v.dtype) for n, v in old.items()} == expected
-        assert {value.dtype for value in new.values()} == {dtype}
-        assert metrics
-        assert all(v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values())
-        assert not any(v.requires_grad for v in [*new.values(), *metrics.values()])
-        assert after.step == 1
+        _check_form(old, new, dtype)
+        assert metrics, "a step must return metrics, and returns none"
+        for name, value in metrics.items():
+            assert value.shape == () and value.dtype == dtype and value.isfinite(), (
+                f"the metric {name} must be a finite scalar of {dtype}, and is {value} of "
+                f"{value.dtype}"
+            )
+        with_graph = [n for n, v in [*new.items(), *metrics.items()] if v.requires_grad]
+        assert not with_graph, f"a step must return tensors without a graph, not {with_graph}"
+        assert after.step == 1, f"a step must increase state.step from 0 to 1, not {after.step}"
+
+
+def _check_form(old: dict[str, Tensor], new: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Check that a step returned the tensors of the state, with their shapes and dtypes."""
+    assert old.keys() == new.keys(), (
+        f"a step must return the tensors of its state, {sorted(old)}, and returns {sorted(new)}"
+    )
+    for name, value in new.items():
+        assert value.shape == old[name].shape and value.dtype == dtype, (
+            f"{name} must be {dtype} of shape {list(old[name].shape)} after a step, and is "
+            f"{value.dtype} of shape {list(value.shape)}"
+        )
 
 
 # checks of executors
@@ -109,7 +136,7 @@ def check_vmap_equals_the_loop(case: Case) -> None:
     together, alone = (
         _run_two_steps(case, executor.make_step(case.method, name)) for name in ("vmap", "loop")
     )
-    close(together, alone)
+    close(together, alone, "all tasks at once (vmap) must give what each task alone does, and")
 
 
 @needs("task_grad")
@@ -117,7 +144,8 @@ def check_chunks_equal_the_whole(case: Case) -> None:
     """Chunks of 1, of 2 (the last one smaller), and of more tasks than there are."""
     whole = _run_two_steps(case, executor.make_step(case.method, "vmap"))
     for size in (1, 2, TASKS + 3):
-        close(_run_two_steps(case, executor.make_step(case.method, "chunk", size)), whole)
+        chunked = _run_two_steps(case, executor.make_step(case.method, "chunk", size))
+        close(chunked, whole, f"chunks of {size} tasks must give what all {TASKS} tasks do, and")
 
 
 @needs("step")
@@ -127,6 +155,7 @@ def check_compiled_equals_eager(case: Case) -> None:
     close(
         step(small_case.state(), small_case.data(0)),
         small_case.step(small_case.state(), small_case.data(0)),
+        "a compiled step must give what the step itself does, and",
     )
 
 
@@ -138,7 +167,7 @@ def check_the_second_call_compiles_nothing(case: Case) -> None:
     with torch.compiler.set_stance("fail_on_recompile"):
         for index in (1, 2):
             state, _ = step(state, small_case.data(index))
-    assert state.step == 3
+    assert state.step == 3, f"three steps must count to 3, and state.step is {state.step}"
 
 
 @needs("task_grad")
@@ -151,6 +180,9 @@ def check_the_order_of_tasks_does_not_matter(case: Case) -> None:
         case.step(state, case.data(1)),
         case.step(permuted, take(case.data(1), order)),
     )
-    close((expected.meta, expected.opt, metrics), (actual.meta, actual.opt, permuted_metrics))
+    text = "a step must not depend on the order of its tasks, and"
+    found = (actual.meta, actual.opt, permuted_metrics)
+    close(found, (expected.meta, expected.opt, metrics), text)
     if expected.lanes is not None:
-        close(take(expected.lanes, order), actual.lanes)
+        text = "the lanes of tasks in another order must be the lanes in that order, and"
+        close(actual.lanes, take(expected.lanes, order), text)

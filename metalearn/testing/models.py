@@ -16,6 +16,7 @@ from metalearn.rng import fold_in, normal
 from metalearn.testing.case import F64, POLICIES, fields_set
 from metalearn.testing.form import check_form
 from metalearn.testing.run_checks import run_checks
+from metalearn.testing.sentences import expect_close, expect_same
 from metalearn.types import EpisodeSpec, Learner, Params
 
 KEY = fold_in(21, "models")
@@ -63,8 +64,15 @@ def check_outputs_have_their_shape(case: ModelCase) -> None:
     """[B, C], finite, in the dtype of the parameters."""
     learner = case.learner()
     out = learner.apply(perturbed_params(learner), data(learner, 9))
-    assert learner.outputs == case.spec.outputs
-    assert out.shape == (9, case.spec.outputs) and out.dtype == F64 and out.isfinite().all()
+    outputs = case.spec.outputs
+    assert learner.outputs == outputs, (
+        f"learner.outputs must be that of the spec, {outputs}, and is {learner.outputs}"
+    )
+    assert out.shape == (9, outputs) and out.dtype == F64, (
+        f"the outputs for 9 inputs must be {F64} of shape (9, {outputs}), and are {out.dtype} of "
+        f"shape {tuple(out.shape)}"
+    )
+    assert out.isfinite().all(), "the outputs must be finite, and some are not"
 
 
 def check_features_run_without_the_head_and_the_head_is_a_linear_layer(case: ModelCase) -> None:
@@ -72,14 +80,21 @@ def check_features_run_without_the_head_and_the_head_is_a_linear_layer(case: Mod
     learner = case.learner()
     params, x, context = perturbed_params(learner), data(learner, 5), data(learner, 6, "context")
     body = {name: value for name, value in params.items() if not name.startswith("head.")}
-    assert set(params) - set(body) == {"head.weight", "head.bias"}
+    head = sorted(set(params) - set(body))
+    assert head == ["head.bias", "head.weight"], (
+        f"the parameters of the head must be head.weight and head.bias, and are {head}"
+    )
     for support in (None, context):
         z = learner.features(body, x, context=support)
-        assert z.shape == (5, params["head.weight"].shape[1])
-        expected = z @ params["head.weight"].T + params["head.bias"]
-        torch.testing.assert_close(
-            learner.apply(params, x, context=support), expected, rtol=1e-12, atol=1e-12
+        shape = (5, params["head.weight"].shape[1])
+        assert z.shape == shape, (
+            f"features of 5 inputs must have shape {shape}, the columns of head.weight, and have "
+            f"{tuple(z.shape)}"
         )
+        expected = z @ params["head.weight"].T + params["head.bias"]
+        text = "apply must be features @ head.weight.T + head.bias, and"
+        found = learner.apply(params, x, context=support)
+        expect_close(found, expected, text, rtol=1e-12, atol=1e-12)
 
 
 def check_the_start_is_a_function_of_the_key_alone(case: ModelCase) -> None:
@@ -88,18 +103,22 @@ def check_the_start_is_a_function_of_the_key_alone(case: ModelCase) -> None:
     state = torch.get_rng_state()
     params, other_params = learner.init(KEY), learner.init(fold_in(KEY, "other"))
     assert torch.equal(torch.get_rng_state(), state), (
-        "it uses torch's global random number generator"
+        "init must draw from the key (metalearn.rng), and uses torch's global random number "
+        "generator"
     )
-    same_params = case.learner().init(KEY)
-    assert params.keys() == same_params.keys() and all(
-        torch.equal(params[n], same_params[n]) for n in params
-    )
+    text = "init must return the same parameters for the same key, and another learner's init"
+    expect_same(case.learner().init(KEY), params, text)
     weights = [n for n in params if n.endswith("weight") and params[n].dim() > 1]
-    assert weights and not any(torch.equal(params[n], other_params[n]) for n in weights)
-    assert {v.dtype for v in params.values()} == {F64}
+    assert weights, f"the parameters must have a weight with two axes, and are {sorted(params)}"
+    equal = [n for n in weights if torch.equal(params[n], other_params[n])]
+    assert not equal, f"init must draw weights from the key, and {equal} are equal for two keys"
     float32_params = case.learner(torch.float32).init(KEY)
-    assert {v.dtype for v in float32_params.values()} == {torch.float32}
-    assert all(torch.allclose(float32_params[n].double(), params[n], atol=1e-6) for n in params)
+    for dtype, values in ((F64, params), (torch.float32, float32_params)):
+        dtypes = {value.dtype for value in values.values()}
+        assert dtypes == {dtype}, f"parameters must be {dtype} as the spec, and are {dtypes}"
+    text = "parameters in float32 must be those in float64 up to rounding, and init"
+    double = {name: value.double() for name, value in float32_params.items()}
+    expect_close(double, params, text, rtol=1e-5, atol=1e-6)
 
 
 def check_a_batch_of_parameters_gives_what_each_gives_alone(case: ModelCase) -> None:
@@ -109,7 +128,8 @@ def check_a_batch_of_parameters_gives_what_each_gives_alone(case: ModelCase) -> 
     stacked = {name: torch.stack([params[name] for params in both]) for name in both[0]}
     together = torch.func.vmap(lambda params: learner.apply(params, x, context=x))(stacked)
     alone = torch.stack([learner.apply(params, x, context=x) for params in both])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    text = "vmap over two sets of parameters must give what each set does, and"
+    expect_close(together, alone, text, rtol=1e-10, atol=1e-10)
 
 
 def check_only_query_batch_lets_queries_see_each_other(case: ModelCase) -> None:
@@ -122,10 +142,17 @@ def check_only_query_batch_lets_queries_see_each_other(case: ModelCase) -> None:
     outputs = learner.apply(params, x, context=context)
     changed = learner.apply(params, torch.cat([x[:2], 3 + 2 * x[2:]]), context=context)
     change = (outputs - changed)[:2].abs().max()
-    assert change > 1e-3 if policy == "query_batch" else change < 1e-12, (policy, change)
+    transductive = policy == "query_batch"
+    assert change > 1e-3 if transductive else change < 1e-12, (
+        f"other queries must {'' if transductive else 'not '}change an output with the "
+        f"normalisation {policy}, and change it by {change:.3g}"
+    )
     context_change = (outputs - learner.apply(params, x, context=2 * context + 1)).abs().max()
     depends = policy in ("support", "support_plus_one")
-    assert context_change > 1e-3 if depends else context_change == 0, (policy, context_change)
+    assert context_change > 1e-3 if depends else context_change == 0, (
+        f"another context must {'' if depends else 'not '}change an output with the "
+        f"normalisation {policy}, and changes it by {context_change:.3g}"
+    )
 
 
 MODEL_CHECKS: list[Check] = [

@@ -12,6 +12,7 @@ from metalearn.errors import ConfigError, did_you_mean
 Case = TypeVar("Case")
 Check = Callable[..., None]
 HERE = str(Path(__file__).parent)
+HELPERS = ("sentences.py", "form.py")  # which raise the errors of others
 
 
 def run_checks(
@@ -23,7 +24,7 @@ def run_checks(
 ) -> None:
     """Run the checks that apply; raises AssertionError with each failure and its docstring.
 
-    If several fail with the same ConfigError, it is listed once, with their names."""
+    If several fail with the same error, it is listed once, with their names."""
     skip, names = dict(skip or {}), [check.__name__ for check in checks]
     for unknown in set(skip) - set(names):
         raise ValueError(f"skip: unknown check {unknown!r}; {did_you_mean(unknown, names)}")
@@ -42,24 +43,30 @@ def run_checks(
 
 
 def _describe_failures(failures: Sequence[tuple[Check, Exception]]) -> list[str]:
-    """Return one paragraph per failure, or per ConfigError that several checks have in common."""
-    paragraphs = list[str]()
-    by_text: dict[str, list[str]] = {}
+    """Return one paragraph per failure, or per error that several checks have in common."""
+    by_text: dict[str, list[tuple[Check, Exception]]] = {}
     for check, error in failures:
-        if isinstance(error, ConfigError):
-            by_text.setdefault(str(error), []).append(check.__name__)
-        else:
-            paragraphs.append(_describe(check, error))
-    return [*(f"* {', '.join(names)}:\n    {text}" for text, names in by_text.items()), *paragraphs]
+        by_text.setdefault(f"{type(error).__name__}: {error}", []).append((check, error))
+    return [_describe(group) for group in by_text.values()]
 
 
-def _describe(check: Check, error: Exception) -> str:
-    """Return the check, its requirement, and where it failed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own_frames = [frame for frame in frames if frame.filename.startswith(HERE)]
-    frame = (own_frames or list(frames))[-1]
+def _describe(group: Sequence[tuple[Check, Exception]]) -> str:
+    """Return the checks, their requirement if there is one check, the error, and its place."""
+    check, error = group[0]
+    head = f"* {', '.join(check.__name__ for check, _ in group)}:"
+    if isinstance(error, ConfigError):
+        return f"{head}\n    {error}"
+    if len(group) == 1:
+        head = f"{head} {' '.join((check.__doc__ or '').split())}"
+    frames = list(traceback.extract_tb(error.__traceback__))
+    own_frames = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(HERE) and not frame.filename.endswith(HELPERS)
+    ]
+    frame = (own_frames or frames)[-1]
     text = " ".join(str(error).split()) or str(frame.line)
-    requirement = " ".join((check.__doc__ or "").split())
     location = f"{frame.filename}:{frame.lineno}"
-    name = type(error).__name__
-    return f"* {check.__name__}: {requirement}\n    {name}: {text}\n    at {location}"
+    if not isinstance(error, AssertionError) and frames[-1] is not frame:
+        location = f"{frames[-1].filename}:{frames[-1].lineno}, called at {location}"
+    return f"{head}\n    {type(error).__name__}: {text}\n    at {location}"
