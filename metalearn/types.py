@@ -32,7 +32,13 @@ Result = TypeVar("Result")
 
 @optional_leaves
 class Batch(NamedTuple):
-    """Labelled examples of one task."""
+    """Labelled examples of one task, or of one split.
+
+    x: inputs [B, *X].
+    y: classes [B], int64 0 .. N-1; in regression targets [B, C], in the dtype of the spec.
+    weight: None, or [B]; 0 marks padding.
+
+    In the batches of a stacked Episode, each has a leading axis of tasks: [T, B, ...]."""
 
     x: Tensor  # [B, *X]
     y: Tensor  # [B] int64 classes | [B, C] float targets
@@ -40,7 +46,13 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task; a stacked Episode has a leading T on every leaf and the same type."""
+    """One task; a stacked Episode has a leading T on every leaf and the same type.
+
+    support: Batch of the N*K labelled examples that the task is learned from.
+    query: Batch of the N*Q examples that are predicted.
+    info: {name: tensor} of facts about the task. `key` [], int64, seeds the random numbers of
+        learning it; `step` [] is 0 (training sets the number of the meta-step); `class_ids` [N] are
+        the classes of the split that the labels 0 .. N-1 stand for (classification)."""
 
     support: Batch  # x [N*K, *X]
     query: Batch  # x [M, *X]
@@ -137,7 +149,23 @@ class Traits:
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """The shape of one task; a method is built for it."""
+    """The shape of one task; a method is built for it.
+
+    kind: "classification" or "regression".
+    ways: N, classes of a task; 1 for regression.
+    shots: K, support examples of each class; in regression, of the task.
+    queries: Q, query examples of each class; in regression, of the task.
+    x_shape: shape of one input, a tuple such as (1,) or (3, 84, 84).
+    outputs: C, outputs of the network: N for classification, in regression those of one target.
+    num_classes: classes of the split, which `examples` labels; 0 for regression.
+    split: "train", "valid" or "test": the split that the tasks come from.
+    dtype: of x and of regression targets.
+    device: of all tensors.
+    loss: None (cross entropy, mean squared error), the name of a loss, or a function
+        (predictions, y) -> loss of each example.
+    objective: an Objective that replaces the network.
+    padded: whether `Batch.weight` marks padding: `ways` and `shots` are the most a task has.
+    """
 
     kind: Literal["classification", "regression"]
     ways: int  # N; 1 for regression
@@ -237,16 +265,23 @@ class NullLedger:
 
 
 class TaskSource(Protocol):
-    """Where episodes come from."""
+    """Where episodes come from: an object with these three, one for each split.
+
+    spec: EpisodeSpec of the tasks."""
 
     spec: EpisodeSpec
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """Leaves [T, ...] on the device; episode t depends on (key, start + t) alone."""
+        """Return the tasks start to start + num_tasks - 1, stacked: leaves [T, ...].
+
+        Task t depends on (key, start + t) alone: fold_in(key, torch.arange(start, start +
+        num_tasks)) are the keys of the tasks."""
         ...
 
     def examples(self, key: Key, size: int) -> Batch:
-        """x [B, *X], labels over all classes; in regression one point of each of B fresh tasks."""
+        """Return `size` examples for pretraining: x [B, *X], y [B] over all classes of the split.
+
+        In regression y is [B, C], of one example of each of B new tasks."""
         ...
 
 

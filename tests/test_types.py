@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,19 @@ from torch.utils import _pytree
 
 import metalearn as ml
 from metalearn.tree import named_leaves
-from metalearn.types import Batch, Learned
+from metalearn.types import Batch, Episode, Learned
 
 
 def test_one_class_is_no_classification() -> None:
     with pytest.raises(ml.ConfigError, match=r"ways: must be >= 2 \(got 1\)"):
         ml.EpisodeSpec("classification", 1, 2, 2, (3,), 1, 5)
+
+
+@pytest.mark.parametrize("kind", [Batch, Episode, ml.EpisodeSpec])
+def test_the_docstring_lists_every_field(kind: Any) -> None:
+    """The site shows docstrings, and no comments."""
+    documented = re.findall(r"^    (\w+): ", kind.__doc__, re.MULTILINE)
+    assert documented == list(kind.__annotations__)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
