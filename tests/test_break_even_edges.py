@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from run_folders import write_run
+from run_folders import groups_of, write_run
 
 from metalearn.errors import ConfigError
+from metalearn.evaluate import targets
 from metalearn.results.comparison import collect
 
 TASKS = 200
@@ -106,3 +107,20 @@ def test_a_cost_that_is_no_number(tmp_path: Path, place: str, value: float | Non
     (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
     found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})["break_even"]
     assert found[0]["verdict"] == "undecided" and "not measured: the cost of a" in found[0]["why"]
+
+
+def test_lines_of_solved_tasks_end_at_the_plain_fraction_in_both_units(tmp_path: Path) -> None:
+    """The steps of seed 0 take a tenth of the time of those of seed 1."""
+    for seed, speed in enumerate((0.1, 1.0)):
+
+        def change(result: dict[str, Any], speed: float = speed) -> None:
+            result["cost"]["adapt"]["seconds_batched"] *= speed
+
+        write_run(tmp_path / f"methods/maml/seed-{seed}", "maml", "maml", seed, change=change)
+    target = {"metric": "accuracy", "value": 0.85}
+    row = collect(tmp_path, target=target)["solved"][0]
+    runs = groups_of(tmp_path)[0].runs
+    last = [targets.reaches(run.scores["accuracy"][:, -1], 0.85, higher=True) for run in runs]
+    fraction = float(np.mean(last))
+    ends = [row["within"][axis]["share"][-1] for axis in ("flops", "seconds")]
+    assert 0.2 < fraction < 0.9 and ends == pytest.approx([fraction, fraction])

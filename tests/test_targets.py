@@ -22,8 +22,8 @@ from metalearn.evaluate.targets import (
     Share,
     cost_per_solved,
     first_reached,
-    kaplan_meier,
     reach,
+    share_by_cost,
 )
 
 # targets
@@ -52,26 +52,28 @@ def share_at(curve: Share, budget: float) -> float:
     return float(curve.share[np.searchsorted(curve.cost, budget, side="right") - 1])
 
 
-def test_kaplan_meier_is_the_published_example() -> None:
-    """Remission times of 21 patients under 6-MP (Freireich et al. 1963, as in every textbook): S(6)
-    = 0.857, ..."""
-    weeks = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
-    ended = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-    curve = kaplan_meier(Reached(np.array(ended, bool), np.array(weeks, float)))
-    known = {6: 0.857, 7: 0.807, 10: 0.753, 13: 0.690, 16: 0.627, 22: 0.538, 23: 0.448}
-    for week, alive in known.items():
-        assert 1 - share_at(curve, week) == pytest.approx(alive, abs=5e-4)
-    assert share_at(curve, 5.9) == 0 and targets.median_cost(curve) == 23
-    assert curve.cost[-1] == 35 and curve.share[-1] == curve.share[-2]
-
-
-def test_with_one_cap_it_is_the_share_of_all_tasks() -> None:
+def test_the_share_by_cost_is_that_of_all_tasks() -> None:
     found = Reached(np.array([[True, False], [True, True]]), np.array([[2.0, 9.0], [2.0, 5.0]]))
-    curve = kaplan_meier(found)
+    curve = share_by_cost(found)
     assert curve.cost.tolist() == [0, 2, 5, 9] and curve.share.tolist() == [0, 0.5, 0.75, 0.75]
+    assert share_at(curve, 1.9) == 0 and targets.median_cost(curve) == 2
     assert targets.median_cost(Share(np.array([0.0, 3]), np.array([0.0, 0.49]))) is None
-    nobody = kaplan_meier(Reached(np.zeros(2, bool), np.full(2, 7.0)))
+    nobody = share_by_cost(Reached(np.zeros(2, bool), np.full(2, 7.0)))
     assert nobody.share.tolist() == [0, 0] and share_at(nobody, 100) == 0
+    assert share_by_cost(Reached(np.zeros(0, bool), np.zeros(0))).share.tolist() == [0]
+
+
+def test_unsolved_tasks_of_a_fast_seed_stay_in_the_denominator() -> None:
+    """Two seeds, 1 and 10 s per step, tasks solved at step 2, at step 4, and never."""
+    scores = [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    seeds = [
+        reach(scores, np.arange(5) * seconds, 1, higher=True, first=1) for seconds in (1.0, 10.0)
+    ]
+    curve = share_by_cost(Reached(*(np.stack(parts) for parts in zip(*seeds))))
+    # censored at 4 s, the last task of the fast seed would give 1/3 -> 5/9 -> 7/9
+    assert curve.cost.tolist() == [0, 2, 4, 20, 40]
+    assert curve.share * 6 == pytest.approx([0, 1, 2, 3, 4])
+    assert targets.median_cost(curve) == 20
 
 
 def test_the_limits_of_a_share_are_where_its_distance_is_t_standard_errors() -> None:

@@ -145,29 +145,24 @@ def stretch_of_cost(solved: Bools) -> Stretch:
     return Stretch((1 - fraction / high) / half, (fraction / low - 1) / half)
 
 
-def kaplan_meier(reached: Reached) -> Share:
-    """Return the fraction of tasks that reached the target by each cost, from scipy.
+def share_by_cost(reached: Reached) -> Share:
+    """Return the fraction of all tasks that reached the target by each cost.
 
-    Kaplan & Meier 1958, JASA 53(282), equation 2b.
-
-    1 minus the product over the costs c at which some were solved of (1 - solved at c / not yet
-    solved or lost at c). Tasks that never reach it leave the count at their cap. Without tasks the
-    fraction is 0."""
-    from scipy import stats
-
+    This is the empirical distribution function: a task that is unsolved at the end of its curve
+    stays in the denominator at every cost, and the last value is the fraction of tasks solved.
+    Such tasks are not censored (Kaplan & Meier 1958): the ends of the curves differ between seeds
+    with other seconds per step, and unsolved tasks of a fast seed would leave the denominator
+    before the last steps of a slow one. Without tasks the fraction is 0."""
     solved, cost = reached.solved.ravel(), reached.cost.ravel()
-    if not solved.any():
-        end = [float(cost.max())] if cost.size else []
-        return Share(np.asarray([0.0, *end]), np.zeros(1 + len(end)))
-    steps = stats.ecdf(stats.CensoredData(cost[solved], right=cost[~solved])).cdf
-    return Share(
-        np.concatenate([[0.0], np.asarray(steps.quantiles, np.float64)]),
-        np.concatenate([[0.0], np.asarray(steps.probabilities, np.float64)]),
-    )
+    if not cost.size:
+        return Share(np.zeros(1), np.zeros(1))
+    costs = np.unique(cost)  # of unsolved tasks, too: the curve continues to the last cap
+    counts = np.searchsorted(np.sort(cost[solved]), costs, side="right")
+    return Share(np.concatenate([[0.0], costs]), np.concatenate([[0.0], counts / cost.size]))
 
 
 def median_cost(curve: Share) -> float | None:
-    """Return the cost by which half of the tasks reached the target; None if fewer ever do."""
+    """Return the cost by which half of the tasks reached the target; None if fewer do."""
     enough = np.flatnonzero(curve.share >= 0.5)
     return float(curve.cost[enough[0]]) if enough.size else None
 

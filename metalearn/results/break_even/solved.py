@@ -123,7 +123,7 @@ def solve_statistics(group: Group, target: Json) -> SolvedTasks | None:
             stopped_outcomes(group, target, axis),
             earliest_outcomes(group, target, axis),
         )
-        within[axis] = shares = None if earliest is None else targets.kaplan_meier(earliest)
+        within[axis] = shares = None if earliest is None else targets.share_by_cost(earliest)
         per_solved[axis] = None if outcomes is None else targets.cost_per_solved(outcomes)
         median[axis] = None if shares is None else targets.median_cost(shares)
         restricted[axis] = None if earliest is None else float(earliest.cost.mean())
