@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_another_row_makes_all_rows_timed_again(compared: Path) -> None:
 def test_each_round_times_one_seed_of_each_row(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seeds take turns, each at least once; medians are those of a seed's own rounds."""
+    """Seeds take turns, each at least once; medians are those of all rounds of the method."""
     write_rows(tmp_path, ["maml", "scratch"], seeds=count)
     names = [f"methods/{label}/seed-{n}" for label in ("maml", "scratch") for n in range(count)]
     (tmp_path / names.pop() / "result.json").unlink()  # it has not finished
@@ -147,18 +148,50 @@ def test_each_round_times_one_seed_of_each_row(
         row = json.loads((tmp_path / name / "result.json").read_text())
         own = [float(n) for n, one in enumerate(found) if name in one["seconds"]]
         assert row["cost"]["adapt"]["rounds"]["seconds_alone"] == own != []
-        assert row["cost"]["adapt"]["seconds_alone"] == statistics.median(own)
+        assert row["cost"]["adapt"]["seconds_alone"] == statistics.median(range(len(found)))
         assert (row["timing"]["of_seed"], row["timing"]["rounds"]) == (len(own), len(found))
+        assert row["timing"]["of_method"] == len(found)
+
+
+@pytest.mark.parametrize("other", ["equal", "more", "unknown"])
+def test_a_slow_round_of_one_seed_does_not_change_the_seconds(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 0 has rounds 0 and 3, of which 3 is interrupted: as in the others, 0.15 s."""
+    write_rows(tmp_path, ["scratch"], seeds=3)
+    names = [f"methods/scratch/seed-{seed}" for seed in range(3)]
+    flops = {"equal": lambda old: old, "more": lambda old: 2 * old, "unknown": lambda _: None}
+    edit_flops(tmp_path / names[0], flops[other])
+    monkeypatch.setattr(timing, "open_run", Unopened)
+    monkeypatch.setattr(Unopened, "seconds", [0.16, 0.15, 0.15, 0.68, 0.14])
+    timing.time_rows(tmp_path, [tmp_path / name for name in names])
+    rows = [json.loads((tmp_path / name / "result.json").read_text()) for name in names]
+    seconds = [row["cost"]["adapt"]["seconds_alone"] for row in rows]
+    own = [row["timing"]["of_method"] for row in rows]
+    if other == "equal":
+        assert (seconds, own) == ([0.15] * 3, [5] * 3)
+    else:  # another architecture: its own rounds only
+        assert seconds == pytest.approx([0.42, 0.15, 0.15]) and own == [2, 3, 3]
+    assert rows[0]["cost"]["adapt"]["rounds"]["seconds_alone"] == [0.16, 0.68]
+
+
+def edit_flops(folder: Path, change: Callable[[Any], Any]) -> None:
+    file = folder / "result.json"
+    result = json.loads(file.read_text())
+    result["cost"]["adapt"]["flops"] = change(result["cost"]["adapt"]["flops"])
+    file.write_text(json.dumps(result))
 
 
 class Unopened:
-    """A run whose every second is the number of the round."""
+    """A run that takes these seconds in each round."""
+
+    seconds: Sequence[float] = range(10)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def round(self, number: int) -> dict[str, dict[str, float]]:
-        seconds = dict.fromkeys(EACH, float(number))
+        seconds = dict.fromkeys(EACH, float(self.seconds[number]))
         return {"alone": seconds, "batched": seconds, "at_start": seconds}
 
     def first_call(self) -> float:

@@ -1,10 +1,13 @@
 """Seconds of new tasks, measured for all rows of a comparison in turns, once every row is trained.
 
 Each row is timed ROUNDS times. A round goes through all rows, so that temporary load of the machine
-affects all of them equally, with one seed of each: the next one in the next round. The seconds of a
-seed are therefore measured separately, and intervals over seeds include the variation of
-measurements as well as that of trained networks. Rows with more than ROUNDS seeds have a round for
-each.
+affects all of them equally, with one seed of each: the next one in the next round. Rows with more
+than ROUNDS seeds have a round for each.
+
+The seconds of a row are the median over its rounds, whatever the seed: its seeds do the same work,
+and a seed alone has one or two rounds, whose median an interruption of one would decide. Only seeds
+whose FLOPs per task are not equal, or not known, such as those with an architecture each, have the
+medians of their own rounds. Intervals over seeds therefore do not include the variation of timing.
 
 timing.json holds the rounds so far: an interrupted timing continues with the next round, a finished
 one is not repeated. If the rows are not those of timing.json, it starts again."""
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.errors import ConfigError, Stopped
+from metalearn.evaluate.cost_block import work_per_task
 from metalearn.logger import log
 from metalearn.machine import Activity, clock_mhz, load_average
 from metalearn.run.signals import signals
@@ -39,20 +43,28 @@ def time_rows(out: Path, folders: Sequence[Path]) -> bool:
     if len(timing["rounds"]) < _count(rows):
         with signals(_raise_stopped):
             timing = _measure_rounds(out, rows, timing)
-    timed_folders = {
-        name: folder for name, folder in rows.items() if _seconds_of_seed(name, timing)
-    }
-    new = {
-        name: folder
-        for name, folder in timed_folders.items()
-        if not _has(folder, _facts(name, timing))
-    }
-    for name, folder in new.items():
-        result = with_timing(
-            read_result(folder), _seconds_of_seed(name, timing), _facts(name, timing)
-        )
-        write_json(folder / "result.json", result)
+    results = {name: read_result(folder) for name, folder in rows.items()}
+    pools = {name: _same_work(name, results) for name in rows if _seconds_of_seed(name, timing)}
+    facts = {name: _facts(name, timing, pool) for name, pool in pools.items()}
+    new = [name for name in pools if results[name].get("timing") != facts[name]]
+    for name in new:
+        own, of_method = _seconds_of_seed(name, timing), _seconds_of(pools[name], timing)
+        result = with_timing(results[name], own, facts[name], of_method=of_method)
+        write_json(rows[name] / "result.json", result)
     return bool(new)
+
+
+def _same_work(name: str, results: Mapping[str, Json]) -> list[str]:
+    """Return the seeds of a row that do the same work per task as this one, itself included."""
+    work = work_per_task(results[name]["cost"])
+    if work is None:
+        return [name]
+    row = Path(name).parent
+    return [
+        other
+        for other, result in results.items()
+        if Path(other).parent == row and work_per_task(result["cost"]) == work
+    ]
 
 
 def _count(rows: Mapping[str, Path]) -> int:
@@ -65,16 +77,17 @@ def _seconds_of_seed(name: str, timing: Json) -> list[Any]:
     return [one["seconds"][name] for one in timing["rounds"] if name in one["seconds"]]
 
 
+def _seconds_of(names: Iterable[str], timing: Json) -> list[Any]:
+    """Return the seconds of several seeds in the rounds in which they were timed."""
+    return [seconds for name in names for seconds in _seconds_of_seed(name, timing)]
+
+
 def _seeds_of_round(names: Iterable[str], number: int) -> list[str]:
     """Return one seed of every row, for a round of this number."""
     seeds: dict[str, list[str]] = {}
     for name in names:
         seeds.setdefault(str(Path(name).parent), []).append(name)
     return [own[number % len(own)] for own in seeds.values()]
-
-
-def _has(folder: Path, facts: Json) -> bool:
-    return bool(read_result(folder).get("timing") == facts)
 
 
 def _measure_rounds(out: Path, rows: Mapping[str, Path], timing: Json) -> Json:
@@ -120,13 +133,14 @@ def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
     return timing if timing["rows"] == hashes else fresh
 
 
-def _facts(name: str, timing: Json) -> Json:
+def _facts(name: str, timing: Json, pool: Sequence[str]) -> Json:
     """Return `timing` of a result.json; `others` is None if it is unknown for a round."""
     rounds = timing["rounds"]
     others = [one["others"] for one in rounds]
     return {
         "rounds": len(rounds),
         "of_seed": len(_seconds_of_seed(name, timing)),
+        "of_method": len(_seconds_of(pool, timing)),
         "rows": len(timing["first_call"]),
         "others": None if None in others else max(others),
         "load_average": [rounds[0]["load_average"][0], rounds[-1]["load_average"][1]],

@@ -26,6 +26,17 @@ def per_task(entry: Mapping[str, Any]) -> bool:
     return "seconds_batched" in entry
 
 
+def work_per_task(cost: Cost) -> tuple[float, ...] | None:
+    """Return the FLOPs of one new task by phase, matrix products and elementwise work.
+
+    None if a number is unknown. Runs of a method with equal ones take equal seconds per task; the
+    architectures of a search per seed have others."""
+    entries = [entry for phase in EACH if (entry := cost.get(phase)) and per_task(entry)]
+    work = [entry.get(name) for entry in entries for name in ("flops", "flops_elementwise")]
+    known = [float(value) for value in work if isinstance(value, int | float)]
+    return tuple(known) if known and len(known) == len(work) else None
+
+
 def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
     """Return one phase of a cost block; raises MissingPhase if it is absent."""
     entry = cost.get(phase)

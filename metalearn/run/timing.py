@@ -76,19 +76,35 @@ def open_run(folder: Path) -> TimedRun:
     return TimedRun(method, run.state.meta, run.source, config.evaluate, threads)
 
 
-def with_timing(result: Json, rounds: Sequence[Mapping[str, Seconds]], facts: Json) -> Json:
-    """Return result.json with the medians of these rounds as the seconds of new tasks.
+def with_timing(
+    result: Json,
+    rounds: Sequence[Mapping[str, Seconds]],
+    facts: Json,
+    *,
+    of_method: Sequence[Mapping[str, Seconds]] | None = None,
+) -> Json:
+    """Return result.json with medians of rounds as the seconds of new tasks.
 
-    In each phase of new tasks, `first_pass` keeps the seconds that the run itself measured, and
-    `rounds` has those of every round. `timing` is `facts`."""
+    The medians are those of `of_method`, the rounds of all seeds with the same cost, by default of
+    `rounds`, those of this seed. In each phase of new tasks, `first_pass` keeps the seconds that
+    the run itself measured, and `rounds` has those of every round of the seed. `timing` is
+    `facts`."""
+    pooled = rounds if of_method is None else of_method
     cost = {
-        phase: _with_medians(entry, phase, rounds) if phase in EACH and per_task(entry) else entry
+        phase: _with_medians(entry, phase, rounds, pooled)
+        if phase in EACH and per_task(entry)
+        else entry
         for phase, entry in result["cost"].items()
     }
     return {**result, "cost": cost, "timing": facts}
 
 
-def _with_medians(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> Json:
+def _with_medians(
+    entry: Json,
+    phase: str,
+    rounds: Sequence[Mapping[str, Seconds]],
+    pooled: Sequence[Mapping[str, Seconds]],
+) -> Json:
     kinds = {
         "seconds_alone": "alone",
         "seconds_batched": "batched" if "batched" in rounds[0] else "alone",
@@ -98,7 +114,10 @@ def _with_medians(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds
     seconds_by_round = {
         name: [timed_round[kind][phase] for timed_round in rounds] for name, kind in kinds.items()
     }
-    medians = {name: statistics.median(values) for name, values in seconds_by_round.items()}
+    medians = {
+        name: statistics.median(timed_round[kind][phase] for timed_round in pooled)
+        for name, kind in kinds.items()
+    }
     if "seconds_at_start" in medians:
         medians["seconds_at_start"] = min(medians["seconds_at_start"], medians["seconds_batched"])
     first_pass = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}

@@ -90,6 +90,7 @@ class _Timing(Open):
 
     rounds: Count
     of_seed: Count | None = None  # rounds in which this seed of the method was timed; None: all
+    of_method: Count | None = None  # rounds of seeds with equal FLOPs, medians of which count
     others: Maybe = None
 
 
