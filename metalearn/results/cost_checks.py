@@ -17,6 +17,7 @@ from metalearn.results.searches import (
 
 SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
+SLOW_ROUND = 2.0  # times the median of its method
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
 
@@ -185,7 +186,9 @@ def _check_sums(runs: Sequence[Run]) -> Check:
 
 
 def _check_idle(groups: Sequence[Group]) -> Check:
-    """Check that all rows were timed in turns on an idle machine, as seconds require."""
+    """Check that all rows were timed in turns on an idle machine, as seconds require.
+
+    The load by other processes is a mean over a round; a short one shows in the seconds."""
     name = "new tasks were timed alone on the machine"
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one method")
@@ -202,7 +205,18 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     others = max(timing["others"] for timing in timings)
     rounds = min(timing["rounds"] for timing in timings)
     why = f"{rounds} interleaved rounds; other processes used at most {others:.1%} of the cores"
-    return Check(name, True, why)
+    ratios = {group.label: costs.largest_ratio(group) for group in groups}
+    known = {label: ratio for label, ratio in ratios.items() if ratio is not None}
+    slow = {label: ratio for label, ratio in known.items() if ratio > SLOW_ROUND}
+    if slow:
+        names = ", ".join(f"{label} {ratio:.1f}" for label, ratio in slow.items())
+        wrong = f"a round took more than {SLOW_ROUND:g} times the median of its method ({names})"
+        return Check(name, False, f"{wrong}, so it was interrupted; {why}")
+    if not known:
+        return Check(name, True, why)
+    worst = max(known, key=lambda label: known[label])
+    text = f"slowest round: {worst}, {known[worst]:.1f} times the median of its method"
+    return Check(name, True, f"{why}; {text}")
 
 
 def _check_policy(runs: Sequence[Run]) -> Check:

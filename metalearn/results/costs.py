@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from metalearn.evaluate import cost_block, pareto, stats
@@ -173,6 +174,33 @@ def timing_problem(run: Run) -> str:
     if timing["others"] > BUSY:
         return f"other processes used {timing['others']:.0%} of the cores"
     return ""
+
+
+def largest_ratio(group: Group) -> float | None:
+    """Return the longest round of a method over the median of its rounds, alone or in a batch.
+
+    Seeds with unequal FLOPs per task have a median each, the lower one of two rounds. None without
+    rounds, or if each task has its own search: each round learns another task, and tasks then take
+    unequal time."""
+    pools: dict[object, list[Json]] = {}
+    for run in group.runs:
+        work = cost_block.work_per_task(run.cost)
+        pools.setdefault(run.seed if work is None else work, []).append(run.cost)
+    if any(sum(_rounds(run.cost, "seconds_alone", ("search",))) for run in group.runs):
+        return None
+    ratios = []
+    for costs_of_pool in pools.values():
+        for kind in ("seconds_alone", "seconds_batched"):
+            seconds = [value for cost in costs_of_pool for value in _rounds(cost, kind)]
+            middle = statistics.median_low(seconds) if seconds else 0.0
+            ratios += [max(seconds) / middle] if middle else []
+    return max(ratios, default=None)
+
+
+def _rounds(cost: Json, kind: str, phases: Sequence[str] = cost_block.EACH) -> list[float]:
+    """Return the seconds of one new task in each round of a run, the sum of these phases."""
+    rounds = [((cost.get(phase) or {}).get("rounds") or {}).get(kind) for phase in phases]
+    return [sum(values) for values in zip(*(values for values in rounds if values))]
 
 
 def missing_phases(run: Run) -> list[str]:
