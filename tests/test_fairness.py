@@ -187,6 +187,12 @@ def test_the_protocol_says_how_seconds_were_measured(tmp_path: Path) -> None:
     assert found == f"all methods: {older}, one seed per method in each round"
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
     assert "each with one seed per method" in page and "medians of each seed" not in page
+    for file in tmp_path.glob("methods/*/*/result.json"):
+        data = json.loads(file.read_text())
+        data["timing"]["of_method"] = 5
+        file.write_text(json.dumps(data))
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "medians over the rounds of all seeds" in page and "if a seed had several" not in page
 
 
 def test_the_protocol_names_what_differs(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_a_slow_round_of_one_seed_does_not_change_the_seconds(
     """Seed 0 has rounds 0 and 3, of which 3 is interrupted: as in the others, 0.15 s."""
     write_rows(tmp_path, ["scratch"], seeds=3)
     names = [f"methods/scratch/seed-{seed}" for seed in range(3)]
+    flops: dict[str, Callable[[Any], Any]]
     flops = {"equal": lambda old: old, "more": lambda old: 2 * old, "unknown": lambda _: None}
     edit_flops(tmp_path / names[0], flops[other])
     monkeypatch.setattr(timing, "open_run", Unopened)
