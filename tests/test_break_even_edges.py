@@ -68,7 +68,7 @@ def compared(tmp_path: Path, a: Row, b: Row) -> dict[str, Any]:
         (Row(0, 5), Row(0, 5), "same", None, ""),
         (Row(3, 1), Row(0, 5), "always", 1, ""),  # repaid by the first task
         (Row(1000, 2, 0.5), Row(0, 12, 0.5), "undecided", 100, "possibly fewer than 50%"),
-        (Row(1000, 2, 0.9), Row(0, 12, 0.8), "undecided", 100, "possibly above 10%"),
+        (Row(1000, 2, 0.9), Row(0, 12, 0.8), "undecided", 100, "possibly above 10 points"),
         (Row(1000, 2, 0.95), Row(0, 12, 0.7), "not_reached", None, "no common level"),
         (Row(1000, 2, 0.3), Row(0, 12, 0.3), "not_reached", None, "fewer than 50%"),
         (Row(1000, 2, 0.0), Row(0, 12), "not_reached", None, "solved 0%"),  # no task solved

@@ -100,7 +100,7 @@ def test_a_gap_of_ten_points_is_never_decided_by_rounding(high: float) -> None:
     """Shares .8 and .7 differ by a little more than .1 in floats, .6 and .5 by a little less."""
     many = np.arange(1000) / 1000
     found = one(*shared(many < high, many < high - 0.1))
-    assert found.verdict == "undecided" and "possibly above 10%" in found.why
+    assert found.verdict == "undecided" and "possibly above 10 points" in found.why
     assert found.tasks is not None and found.ci95 is not None  # estimates, without a verdict
 
 
@@ -126,7 +126,7 @@ def test_a_failure_more_restores_no_verdict() -> None:
         of_b = Reached(solved, np.full((3, 20), 12.0))
         found.append(one(a, MethodCosts("b", (0, 1, 2), np.zeros(3), of_b)))
     assert [row.verdict for row in found] == ["pays"] * 3 + ["undecided"]
-    assert "possibly above 10%" in found[-1].why
+    assert "possibly above 10 points" in found[-1].why
     lows, highs = zip(*(row.ci95 or (0, 0) for row in found))
     assert list(lows) == sorted(lows, reverse=True) and lows[-1] > 80
     assert max(highs) < 101
@@ -169,6 +169,37 @@ def test_one_seed_counts_no_tasks_where_fewer_than_half_are_solved() -> None:
     assert "1 seed" in found.why and "of its tasks, fewer than 50%" in found.why
     never = one(method("a", 10, 12, seeds=1), method("b", 0, 1, seeds=1))
     assert never.tasks is None and never.crossing == math.inf
+
+
+@pytest.mark.parametrize(("share", "gap"), [(0.75, 25), (0.89, 11), (0.9, 0), (0.91, 0)])
+def test_estimates_are_not_counted_across_a_gap_that_blocks_verdicts(
+    share: float, gap: int
+) -> None:
+    found = one(method("maml", 1000, 2, seeds=1), method("scratch", 0, 12, share, seeds=1))
+    assert found.verdict == "undecided" and found.ci95 is None and found.comparable == (gap == 0)
+    assert found.tasks == (None if gap else 100)
+    gaps = f"maml solved a larger fraction of tasks than scratch, by {gap} points: no common level"
+    seeds = "maml has 1 seed: a verdict needs at least 3"
+    assert found.why == (f"{seeds}; {gaps}" if gap else seeds)
+
+
+def test_reasons_name_the_tasks_and_the_unit() -> None:
+    """The method of 40 tasks solves all of its own, but 3 of the first 10."""
+    many, few = method("many", 0, 4, tasks=40), method("few", 100, 2, tasks=10)
+    assert many.found is not None
+    many.found.solved[:, 3:10] = False
+    shared_tasks = "many solved 30% of the first 10 tasks, which both were tested on, fewer than"
+    single = [row._replace(seeds=(0,), up_front=np.zeros(1)) for row in (many, few)]
+    single = [
+        row._replace(found=Reached(row.found.solved[:1], row.found.cost[:1]))
+        for row in single
+        if row.found is not None
+    ]
+    assert shared_tasks in one(*single).why
+    of_first = "few solved a larger fraction of the first 10 tasks, which both were tested on, than"
+    assert f"{of_first} many, by 70 points (35 to 100): no common level" in one(many, few).why
+    far = one(method("maml", 1000, 2), method("scratch", 0, 12, 0.8))
+    assert "than scratch, by 20 points (14 to 26): no common level" in far.why
 
 
 def test_three_seeds_against_five_use_all_of_them_where_seeds_are_independent() -> None:
@@ -283,6 +314,24 @@ def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
     assert found[0][1].tasks == 100
     (one_level,) = at_common_levels((0.9,), lambda level: at(level)[:2])
     assert one_level == (None, break_evens(at(0.9)[:2])[0])
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_with_few_seeds_the_level_is_chosen_by_point_estimates(seeds: int) -> None:
+    """At 0.9 one method solves fewer than half; at 0.8 they are 30 points apart; at 0.7 they are
+    about equal."""
+    shares = {0.9: (1.0, 0.4), 0.8: (1.0, 0.7), 0.7: (1.0, 0.95), 0.4: (1.0, 1.0)}
+
+    def at(level: float) -> list[MethodCosts]:
+        good, fair = shares[level]
+        rows = ("good", 1000 * level, 2, good), ("fair", 0, 12, fair)
+        return [method(*row, seeds=seeds) for row in rows]
+
+    ((level, found),) = at_common_levels(tuple(shares), at)
+    assert (level, found.tasks, found.ci95 is None) == (0.7, 70, seeds < 3)
+    assert found.verdict == ("undecided" if seeds < 3 else "pays")
+    ((none, last),) = at_common_levels((0.9, 0.8), at)
+    assert none is None and last.tasks is None and "by 30 points" in last.why
 
 
 # the interval

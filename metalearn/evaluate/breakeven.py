@@ -4,6 +4,8 @@ Total cost is U + n c, where c is the cost per solved task.
 
 A verdict holds for new training seeds and new tasks. Every condition in it is decided by a 95 %
 interval, never by a point estimate: if an interval is not conclusive, the verdict is `undecided`.
+With too few seeds for intervals there is no verdict; an estimate is subject to the same conditions,
+decided by point estimates.
 Intervals of the number of tasks are Fieller's (fieller.py). S seeds, E tasks."""
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class BreakEven(NamedTuple):
     why: str
     seeds: tuple[int, int] = (0, 0)  # of a and of b
     crossing: float | None = None  # of the point estimates, infinite if never; None: not counted
+    comparable: bool = True  # False: one solved too few tasks, or the fractions are too far apart
 
 
 class _Pair(NamedTuple):
@@ -61,6 +64,7 @@ class _Pair(NamedTuple):
     a: MethodCosts
     b: MethodCosts
     paired: bool  # seed by seed
+    shortened: tuple[str, ...] = ()  # labels that were tested on more tasks than these
 
 
 def break_evens(
@@ -84,8 +88,9 @@ def at_common_levels(
 
     The hardest level comes first.
 
-    The level is chosen by the fractions of solved tasks alone, never by cost. If no level fits, it
-    is None, and the result is that of the last one. Pairs are in the order of the methods."""
+    The level is chosen by the fractions of solved tasks, never by cost: by their intervals, or by
+    point estimates if there are too few seeds or tasks for intervals. If no level fits, it is None,
+    and the result is that of the last one. Pairs are in the order of the methods."""
     tables = [methods_at(level) for level in levels]
     results = []
     for a, b in combinations(range(len(tables[0])), 2):
@@ -127,13 +132,13 @@ def _break_even(first: MethodCosts, second: MethodCosts) -> BreakEven:
         return BreakEven(first.label, second.label, "undecided", None, None, (), pair)
     pair = _orient(pair)
     a, b, too_few = pair.a, pair.b, _too_few(pair)
-    unsolved = _describe_unsolved(pair) if too_few else ""
-    gate: tuple[Verdict, str] = ("undecided", too_few + unsolved) if too_few else _gate(pair)
+    apart = _describe_incomparable(pair) if too_few else ""
+    gate: tuple[Verdict, str] = ("undecided", too_few + apart) if too_few else _gate(pair)
     verdict, why = gate
     seeds = (_seed_count(a), _seed_count(b))
-    result = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds)
-    no_solved_tasks = not all(_reached(method).solved.any() for method in (a, b))
-    if verdict == "not_reached" or unsolved or no_solved_tasks:
+    comparable = verdict != "not_reached" and not apart
+    result = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds, None, comparable)
+    if not comparable or not all(_reached(method).solved.any() for method in (a, b)):
         return result
     tasks = _crossing(pair)
     task_count = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
@@ -172,14 +177,22 @@ def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict,
     )
 
 
-def _describe_unsolved(pair: _Pair) -> str:
-    """Name the methods that solved too few of these tasks to be counted; empty if none."""
-    fractions = [(method.label, float(_reached(method).solved.mean())) for method in pair[:2]]
-    return "".join(
-        f"; {label} solved {fraction:.0%} of its tasks, fewer than {LEAST_SOLVED:.0%}"
-        for label, fraction in fractions
+def _describe_incomparable(pair: _Pair) -> str:
+    """Return why these point estimates allow no count, after "; "; empty if they do.
+
+    Names the methods that solved too few of these tasks; if there are none, a gap between the
+    fractions that is too large."""
+    solved = [float(_reached(method).solved.mean()) for method in pair[:2]]
+    unsolved = "".join(
+        f"; {method.label} solved {fraction:.0%} of {_name_tasks(pair, method)}, "
+        f"fewer than {LEAST_SOLVED:.0%}"
+        for method, fraction in zip(pair[:2], solved)
         if fraction < LEAST_SOLVED - PRECISION
     )
+    gap = solved[0] - solved[1]
+    if unsolved or abs(gap) <= LARGEST_GAP + PRECISION:
+        return unsolved
+    return f"; {_describe_gap(pair, gap, _points(gap))}: no common level"
 
 
 def _is_same(line: Line) -> bool:
@@ -197,19 +210,20 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
     doubts: list[str] = []
     for method in pair[:2]:
         fraction, low, high = share_interval(_reached(method).solved)
-        text = f"{method.label} solved {_percent(fraction, low, high)} of its tasks"
+        size = _percent(fraction, low, high)
+        text = f"{method.label} solved {size} of {_name_tasks(pair, method)}"
         if high < LEAST_SOLVED - PRECISION:
             return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
         if low < LEAST_SOLVED - PRECISION:
             doubts.append(f"{text}, possibly fewer than {LEAST_SOLVED:.0%}")
     value, half = _gap(pair)
-    more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
-    size = _percent(abs(value), abs(value) - half, abs(value) + half)
-    text = f"{more.label} solved a larger fraction of tasks than {fewer.label}, by {size}"
+    ends = [max(-1.0, abs(value) - half), min(1.0, abs(value) + half)]
+    low_end, high_end = (f"{100 * end:.0f}" for end in ends)
+    text = _describe_gap(pair, value, f"{_points(value)} ({low_end} to {high_end})")
     if abs(value) - half > LARGEST_GAP + PRECISION:
         return "not_reached", f"{text}: no common level"
     if abs(value) + half > LARGEST_GAP + PRECISION:
-        doubts.append(f"{text}, possibly above {LARGEST_GAP:.0%}")
+        doubts.append(f"{text}, possibly above {_points(LARGEST_GAP)}")
     return "undecided", "; ".join(doubts)
 
 
@@ -222,13 +236,39 @@ def _gap(pair: _Pair) -> tuple[float, float]:
     return value, high - value
 
 
+def _describe_gap(pair: _Pair, value: float, size: str) -> str:
+    """Return which of the two solved the larger fraction; `value` is a - b, `size` how much."""
+    more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
+    tasks = f"{_name_tasks(pair, more, fewer)}," if pair.shortened else "tasks"
+    return f"{more.label} solved a larger fraction of {tasks} than {fewer.label}, by {size}"
+
+
+def _name_tasks(pair: _Pair, *methods: MethodCosts) -> str:
+    """Return "its tasks", or the first ones if a method was tested on more than the pair."""
+    if not any(method.label in pair.shortened for method in methods):
+        return "its tasks"
+    count = _reached(pair.a).cost.shape[1]
+    first = f"the first {count} tasks" if count != 1 else "the first task"
+    return f"{first}, which both were tested on"
+
+
+def _points(difference: float) -> str:
+    """Format the size of a difference of fractions."""
+    text = f"{100 * abs(difference):.0f}"
+    return f"{text} point{'s' * (text != '1')}"
+
+
 def _percent(value: float, low: float, high: float) -> str:
     return f"{value:.0%} ({max(-1.0, low):.0%} to {min(1.0, high):.0%})"
 
 
 def _comparable(first: MethodCosts, second: MethodCosts) -> bool:
+    """Return whether both solve enough tasks and about equally many, by intervals; by point
+    estimates if there are too few seeds or tasks for intervals."""
     pair = _align(first, second)
-    return isinstance(pair, str) or (not _too_few(pair) and _gate(pair) == ("undecided", ""))
+    if isinstance(pair, str):
+        return True
+    return not _describe_incomparable(pair) if _too_few(pair) else _gate(pair) == ("undecided", "")
 
 
 def _too_few(pair: _Pair) -> str:
@@ -255,12 +295,14 @@ def _align(first: MethodCosts, second: MethodCosts) -> _Pair | str:
         _check_finite(method)
     common = set(first.seeds) & set(second.seeds)
     paired = len(common) > 0 and _origin(first) == _origin(second)
-    tasks = min(_reached(method).cost.shape[1] for method in both)
+    counts = [_reached(method).cost.shape[1] for method in both]
+    tasks = min(counts)
     a, b = (
         _subset(method, [not paired or seed in common for seed in method.seeds], tasks)
         for method in both
     )
-    return _Pair(a, b, paired)
+    shortened = tuple(method.label for method, count in zip(both, counts) if count > tasks)
+    return _Pair(a, b, paired, shortened)
 
 
 def _orient(pair: _Pair) -> _Pair:
@@ -280,7 +322,7 @@ def _orient(pair: _Pair) -> _Pair:
             else distinguished
         )
     swap = up[0] < up[1] if distinguished else _without_rounding(*task_costs) > 0
-    return _Pair(pair.b, pair.a, pair.paired) if swap else pair
+    return pair._replace(a=pair.b, b=pair.a) if swap else pair
 
 
 def total_difference(a: MethodCosts, b: MethodCosts, *, paired: bool) -> Line:

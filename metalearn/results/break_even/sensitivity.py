@@ -68,10 +68,12 @@ def _row(a: Group, b: Group, target: Json, levels: Sequence[float]) -> Json:
 def _hardest_level(
     levels: Sequence[float], target: Json, count: Callable[[float], BreakEven]
 ) -> float:
-    """Return the hardest level that both reach, or the easiest one if there is none."""
+    """Return the hardest level at which the two are comparable, or not excluded by intervals.
+
+    It is the easiest level if there is none."""
     up = target["metric"] == "accuracy"
     order = sorted(levels, reverse=up)
-    return next((one for one in order if count(one).verdict != "not_reached"), order[-1])
+    return next((one for one in order if count(one).comparable), order[-1])
 
 
 def _count_variants(
