@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pages import check_page
 from run_folders import groups_of, write_run
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate import targets
+from metalearn.report.page import write_report
+from metalearn.results.break_even.sensitivity import sensitivity
 from metalearn.results.comparison import collect
 
 TASKS = 200
@@ -26,6 +30,7 @@ class Row(NamedTuple):
     each: float  # FLOPs of a solved task: all cost over the solved
     share: float = 1.0
     seeds: int = 3
+    score: float = 1.0  # of a solved task; 0 of the others
 
 
 def write(root: Path, label: str, row: Row) -> None:
@@ -43,7 +48,8 @@ def write(root: Path, label: str, row: Row) -> None:
         place = root / "methods" / label / f"seed-{seed}"
         write_run(place, label, "fine_tune", seed, episodes=TASKS, change=change)
         scores = dict(np.load(place / "scores.npz"))
-        scores["accuracy"][:] = (np.arange(TASKS) < round(row.share * TASKS))[:, None]
+        solved = np.arange(TASKS) < round(row.share * TASKS)
+        scores["accuracy"][:] = row.score * solved[:, None]
         np.savez(place / "scores.npz", **scores)
 
 
@@ -76,6 +82,8 @@ def compared(tmp_path: Path, a: Row, b: Row) -> dict[str, Any]:
         (Row(1000, 2, seeds=1), Row(0, 12, seeds=1), "undecided", 100, "1 seed: a verdict needs"),
         (Row(1000, 2, seeds=5), Row(0, 12), "pays", 100, ""),  # 3 seeds against 5
         (Row(1000, 2, seeds=5), Row(0, 12, seeds=1), "undecided", 100, "b has 1 seed"),
+        (Row(1000, 2, seeds=1), Row(0, 12, 0.75), "undecided", None, "by 25 points: no common"),
+        (Row(1000, 2, seeds=1), Row(0, 12, 0.3), "undecided", None, "b solved 30% of its tasks"),
     ],
 )
 def test_the_analytic_verdict(
@@ -124,3 +132,57 @@ def test_lines_of_solved_tasks_end_at_the_plain_fraction_in_both_units(tmp_path:
     fraction = float(np.mean(last))
     ends = [row["within"][axis]["share"][-1] for axis in ("flops", "seconds")]
     assert 0.2 < fraction < 0.9 and ends == pytest.approx([fraction, fraction])
+
+
+def report(root: Path, target: float) -> Path:
+    """The page, for a target that every run names."""
+    for config in root.glob("methods/*/*/config.yaml"):
+        named = f"evaluate: {{target: {{metric: accuracy, value: {target}}}}}\n"
+        config.write_text(config.read_text() + named)
+    return write_report([root], root / "report.html")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_level_of_a_pair_is_on_the_page(tmp_path: Path, seeds: int) -> None:
+    """All tasks of b score 0.7 and those of a 1: 70 % is the hardest level that both reach."""
+    write(tmp_path, "a", Row(1000, 2, seeds=seeds))
+    write(tmp_path, "b", Row(0, 12, seeds=seeds, score=0.7))
+    write(tmp_path, "c", Row(0, 12, 0.75, seeds=seeds))
+    target = {"metric": "accuracy", "value": 0.9}
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
+    found = collect(tmp_path, target=target)["break_even_common"]
+    rows = {(row["a"], row["b"]): row for row in found if row["axis"] == "flops"}
+    assert rows["a", "b"]["level"] == 0.7 and rows["a", "b"]["tasks"] == 100
+    assert rows["a", "c"]["level"] is None and rows["a", "c"]["tasks"] is None
+    page = report(tmp_path, 0.9)
+    text = page.read_text()
+    end = ", 95 % interval 100" if seeds == 3 else ""
+    verdict = "pays" if seeds == 3 else "undecided"
+    assert f'title="a against b: {verdict}, at 70 %{end}">' in text
+    assert 'title="a against c: an estimate, not tested, at the easiest level, as there' in text
+    assert "by 25 points" in check_page(page).text
+
+
+def test_never_is_printed_once(tmp_path: Path) -> None:
+    write(tmp_path, "a", Row(1000, 5))
+    write(tmp_path, "b", Row(0, 5))
+    write(tmp_path, "c", Row(0, 12))
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"], ["a", "c"]]}')
+    text = report(tmp_path, 0.5).read_text()
+    for start, end in (("By number of queries", "</table>"), ("Sensitivity of the", "</table>")):
+        part = text[text.index(start) :]
+        part = part[: part.index(end)]
+        assert "<td>never</td>" in part and not re.search(r"never\s*<small>never", part)
+
+
+def test_sensitivity_starts_at_the_hardest_level_that_estimates_reach(tmp_path: Path) -> None:
+    write(tmp_path, "a", Row(1000, 2, seeds=1))
+    write(tmp_path, "b", Row(0, 12, seeds=1, score=0.7))
+    write(tmp_path, "c", Row(0, 12, 0.75, seeds=1))
+    target = {"metric": "accuracy", "value": 0.9}
+    pairs = [("a", "b"), ("a", "c")]
+    found = sensitivity(groups_of(tmp_path), target, [0.4, 0.6, 0.9], pairs)
+    assert [(row["level"], row["choices"][0]["tasks"]) for row in found] == [
+        (0.6, 100),
+        (0.4, None),
+    ]

@@ -57,19 +57,21 @@ def _is_significant(pair: Json) -> bool:
     return p_value is not None and bool(p_value <= SIGNIFICANT)
 
 
-def break_even_matrix(groups: Sequence[Group], rows: Sequence[Json], axis: str) -> Matrix:
+def break_even_matrix(
+    groups: Sequence[Group], rows: Sequence[Json], axis: str, metric: str = "accuracy"
+) -> Matrix:
     """Return the new task from which on the row's higher up-front cost breaks even with the column.
 
-    It is at the hardest level of each pair; the method with the higher up-front cost has the
-    row."""
+    It is at the level of each pair, in units of `metric`; the method with the higher up-front cost
+    has the row."""
     entries: dict[tuple[str, str], Entry] = {}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:
-            entries[row["a"], row["b"]] = _break_even_entry(row)
+            entries[row["a"], row["b"]] = _break_even_entry(row, metric)
     return _matrix(groups, entries)
 
 
-def _break_even_entry(row: Json) -> Entry:
+def _break_even_entry(row: Json, metric: str) -> Entry:
     is_contrast, verdict, count = (
         row.get("contrast", True),
         row["verdict"],
@@ -77,6 +79,10 @@ def _break_even_entry(row: Json) -> Entry:
     )
     title = f"{row['a']} against {row['b']}: "
     title += verdict.replace("_", " ") if is_contrast else "an estimate, not tested"
+    if "level" in row:
+        no_level = "at the easiest level, as there is no common one"
+        at = f"at {numbers.level(row['level'], metric)}" if row["level"] is not None else no_level
+        title += f", {at}"
     if row["ci95"] is not None:
         title += f", 95 % interval {numbers.interval(row['ci95'])}"
     if not is_contrast:
