@@ -160,7 +160,8 @@ def test_the_level_of_a_pair_is_on_the_page(tmp_path: Path, seeds: int) -> None:
     verdict = "pays" if seeds == 3 else "undecided"
     assert f'title="a against b: {verdict}, at 70 %{end}">' in text
     assert 'title="a against c: an estimate, not tested, at the easiest level, as there' in text
-    assert "by 25 points" in check_page(page).text
+    words = check_page(page).text
+    assert "by 25 points" in words and "from the target down in steps of 5 points" in words
 
 
 def test_never_is_printed_once(tmp_path: Path) -> None:

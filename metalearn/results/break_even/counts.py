@@ -185,7 +185,7 @@ def _variant(scope: CostScope, axis: Axis, count: BreakEven, rule: VerdictRule) 
 def break_even_common(
     groups: Sequence[Group], target: Json | None, contrast_pairs: Sequence[Pair]
 ) -> list[Json]:
-    """Return the same at the hardest `level` of the metric that both of a pair reach.
+    """Return the same at the hardest `level`, from the target down, that both of a pair reach.
 
     The level is null if there is none."""
     if target is None or len(groups) < 2:
