@@ -32,8 +32,9 @@ from metalearn.storage.schema import Request, check_schema
 FILE = "comparison.json"
 # Of intervals and verdicts. 2: two-way random effects, Fieller, contrasts with Holm. 3: verdicts of
 # break-even for contrasts alone, in seconds only from rows that were timed in turns. 4: limits
-# of fractions of solved tasks by Wilson, and of counts computed from them.
-RULES = 4
+# of fractions of solved tasks by Wilson, and of counts computed from them. 5: break-even estimates
+# with too few seeds at the hardest level by point estimates, none across a gap of fractions.
+RULES = 5
 
 
 def compare(
