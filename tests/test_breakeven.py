@@ -324,8 +324,10 @@ def test_with_few_seeds_the_level_is_chosen_by_point_estimates(seeds: int) -> No
 
     def at(level: float) -> list[MethodCosts]:
         good, fair = shares[level]
-        rows = ("good", 1000 * level, 2, good), ("fair", 0, 12, fair)
-        return [method(*row, seeds=seeds) for row in rows]
+        return [
+            method("good", 1000 * level, 2, good, seeds),
+            method("fair", 0, 12, fair, seeds),
+        ]
 
     ((level, found),) = at_common_levels(tuple(shares), at)
     assert (level, found.tasks, found.ci95 is None) == (0.7, 70, seeds < 3)
