@@ -215,7 +215,19 @@ def test_the_protocol_names_what_differs(tmp_path: Path) -> None:
     assert found["schedules"] == "60 steps of 5 tasks: maml"
     assert "outer.lr 0.01: maml" in found["not tuned"]
     assert found["minibatches"] == "5 support examples per step on a new task: maml"
-    assert "fewer, because of cost: scratch 50" in found["test tasks"]
+    assert found["test tasks"] == "600 tasks per method; fewer: scratch 50"
+
+
+def test_the_protocol_names_rows_whose_checkpoint_validation_tasks_choose(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "fine_tune", "scratch"])
+    for config in tmp_path.glob("methods/*/*/config.yaml"):
+        text = config.read_text()
+        config.write_text(text.replace("run:\n", "run:\n  validate: {episodes: 40}\n"))
+    file = tmp_path / "methods/fine_tune/seed-0/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": "last"}))
+    found = facts(tmp_path)["validation tasks"]
+    expected = "40 tasks, which also choose the checkpoint: maml; 40 tasks: fine_tune, scratch"
+    assert found == expected
 
 
 # what an interval over tasks covers

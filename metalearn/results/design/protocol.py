@@ -53,7 +53,7 @@ def _by_value(groups: Sequence[Group], of: Callable[[Run], str]) -> str:
 def _describe_counts(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
     most = max(map(count, groups))
     fewer = [f"{group.label} {count(group)}" for group in groups if count(group) < most]
-    rest = f"; fewer, because of cost: {', '.join(fewer)}" if fewer else ""
+    rest = f"; fewer: {', '.join(fewer)}" if fewer else ""
     return f"{most} {unit}{'s' if most != 1 else ''} per method{rest}"
 
 
@@ -72,7 +72,13 @@ def _learning_method(run: Run) -> Json:
 def _describe_validation(run: Run) -> str:
     section = _section(run, "run").get("validate")
     count = section.get("episodes") if isinstance(section, dict) else None
-    return f"{count} tasks" if count else ""
+    if not count:
+        return ""
+    validations = {line["step"] for line in run.valid("valid")}
+    choice = run.result.get("checkpoint") if len(validations) > 1 else None
+    chosen = {"best": "the checkpoint", "ensemble": "the checkpoints of the ensemble"}
+    also = f", which also choose {chosen[choice]}" if choice in chosen else ""
+    return f"{count} tasks{also}"
 
 
 def _describe_queries(run: Run) -> str:
