@@ -20,6 +20,7 @@ from metalearn.report.render import render, render_text
 from metalearn.report.section import Question
 from metalearn.report.sections import Section, read_sections
 from metalearn.results.design.protocol import describe_support
+from metalearn.results.design.tuning import tuned_fields
 from metalearn.results.records import Group, Json, Run
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
@@ -169,8 +170,9 @@ def _margin(best: str, other: str, pairs: Mapping[frozenset[str], Json]) -> Json
 
 
 def _up_front_seconds(group: Group) -> list[str]:
-    is_tuned = bool(group.first.result.get("tuned"))
-    words = {**BEFORE, "tune": "tuning and validation" if is_tuned else "validation"}
+    words = {**BEFORE, "tune": "tuning and validation"}
+    if not tuned_fields(group.first):
+        words["tune"] = "validation"
     costs = [(word, group.once(phase, "seconds")) for phase, word in words.items()]
     return [f"{duration(seconds)} of {word}" for word, seconds in costs if seconds]
 

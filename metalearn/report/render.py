@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from metalearn.report import numbers
 from metalearn.report.figures.style import inline
 from metalearn.report.work import gradient_steps_before, work
+from metalearn.results.design.tuning import describe_trials, seed_of_tuning, tuned_fields
 from metalearn.results.records import Group, Json, Run
-from metalearn.results.searches import candidate_count, has_search, searcher, tuning_trials
+from metalearn.results.searches import candidate_count, has_search, searcher
 
 NUMBERS = (
     *("duration", "amount", "cost", "plain_cost", "score", "above", "plus", "signed", "share"),
@@ -52,7 +53,7 @@ def environment() -> Environment:
         "p_value": numbers.p_value,
         "ci": numbers.with_ci,
         "candidates": candidate_count,
-        "trials": tuning_trials,
+        "trials": describe_trials,
     }
     templates.filters |= {"searcher": _searcher, "tuned": _format_tuned, "work": work}
     templates.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
@@ -137,10 +138,10 @@ def _format_tuned(run: Run) -> str:
     """Format the chosen fields, without the headline step, which has its own column.
 
     A check names those on an edge."""
-    values = run.result.get("tuned") or {}
     parts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
-        if key not in ("headline_step", "on_edge")
+        for key, value in tuned_fields(run).items()
     ]
+    if parts and (seed := seed_of_tuning(run)) != run.seed:
+        parts[-1] += f" (by seed {seed})"
     return ", ".join(parts) or numbers.NONE

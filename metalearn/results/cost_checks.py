@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metalearn.results import costs
+from metalearn.results.design.tuning import describe_trials, stage_trials
 from metalearn.results.records import Group, Run
 from metalearn.results.searches import (
     candidate_count,
@@ -69,7 +70,9 @@ def tunable(run: Run) -> bool:
 
 
 def _check_equal_tuning(groups: Sequence[Group]) -> Check:
-    """Check for equal numbers of trials, or for equal FLOPs if the budget is in FLOPs."""
+    """Check for equal numbers of trials made, or for equal FLOPs if the budget is in FLOPs.
+
+    A finite set of values of which all were tried equals the whole budget."""
     rows = [(run, group.label) for group in groups for run in group.runs]
     tunable_runs = [(run, label) for run, label in rows if tunable(run)]
     if any(tuning_flops(run) is not None for run, _ in rows):
@@ -79,10 +82,21 @@ def _check_equal_tuning(groups: Sequence[Group]) -> Check:
         fine = f"all methods: {next(iter(by_value), 'none')}"
         return check("equal tuning compute", wrong if len(by_value) > 1 else "", fine)
     counts = sorted(tunable_runs, key=lambda row: tuning_trials(row[0]))
-    by_value = group_owners((str(tuning_trials(run)), label) for run, label in counts)
+    by_value = group_owners((describe_trials(run), label) for run, label in counts)
     wrong = f"methods were tuned with different numbers of trials ({join_owners(by_value)})"
-    wrong = wrong + _describe_untuned_searches(groups) if len(by_value) > 1 else ""
-    return check("equal tuning trials", wrong, f"all methods: {next(iter(by_value), 0)}")
+    wrong = wrong + _describe_untuned_searches(groups)
+    fine = f"all methods: {next(iter(by_value), 0)}"
+    if len(by_value) > 1:
+        why = "equal in each stage, where all values of a finite set equal the whole budget"
+        fine = f"{why} ({join_owners(by_value)})"
+    are_equal = len({_equivalent_trials(run) for run, _ in counts}) < 2
+    return check("equal tuning trials", "" if are_equal else wrong, fine)
+
+
+def _equivalent_trials(run: Run) -> frozenset[int]:
+    """Return the numbers of trials of the stages; the whole budget for an exhausted finite set."""
+    stages = stage_trials(run)
+    return frozenset(one.limit if one.exhausted else one.made for one in stages) or frozenset({0})
 
 
 def _flops(run: Run) -> str:

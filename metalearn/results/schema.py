@@ -167,6 +167,9 @@ class _Total(_Labelled):
 class _Values(_Labelled):
     values: list[Maybe]
     ci95: list[Maybe] | None = None
+    seeds: list[Count] | None = None
+    untuned: list[bool] | None = None
+    tuned_after_training: list[Text] | None = None
 
 
 class _EqualCompute(Open):
@@ -206,6 +209,8 @@ class _Tuning(_Labelled):
     tested: Maybe
     best_so_far: list[Maybe] | None = None
     flops: Maybe = None
+    seeds: list[int] | None = None
+    tested_same_seeds: Maybe = None
 
 
 class _Inductive(_Labelled):

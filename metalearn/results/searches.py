@@ -11,6 +11,7 @@ import numpy as np
 from metalearn.errors import ConfigError
 from metalearn.evaluate.selection import noise
 from metalearn.nas import SEARCHERS
+from metalearn.results.design.tuning import stage_trials
 from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
 
@@ -19,9 +20,8 @@ SELECTION = "selection.npz"
 
 
 def tuning_trials(run: Run) -> int:
-    """Return the tuning trials of a run: `budget.trials` if it had fields to tune."""
-    tuning_trials = (run.config.get("budget") or {}).get("trials")
-    return int(tuning_trials or 0) if run.method_config.get("tune") else 0
+    """Return the number of tuning trials that a run made, in all stages."""
+    return sum(stage.made for stage in stage_trials(run))
 
 
 def tuning_flops(run: Run) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from metalearn.results.design.tuning import stage_trials
 from metalearn.results.records import Group, Json, Run
 
 RATES = ("lr", "inner_lr", "arch_lr", "rate_range", "step_size")  # fields that one would tune
@@ -139,12 +140,14 @@ def _describe_budget(groups: Sequence[Group]) -> str:
             return ""
         if budget.get("flops"):
             return f"{float(budget['flops']):.3g} FLOPs"
-        return f"{budget.get('trials') or 0} trials"
+        stages = stage_trials(run)
+        counts = [f"{n} trials (all values)" if end else f"{n} trials" for n, _, end in stages]
+        return " and ".join(dict.fromkeys(counts))
 
     tuned_groups = [group for group in groups if words(group.first)]
     if not tuned_groups:
         return ""
-    both = [group.label for group in tuned_groups if len(_stages(group.first)) > 1]
+    both = [group.label for group in tuned_groups if len(stage_trials(group.first)) > 1]
     text = _by_value(groups, words)
     if both:
         text += f"; for training options and for options on new tasks each: {', '.join(both)}"
@@ -153,10 +156,6 @@ def _describe_budget(groups: Sequence[Group]) -> str:
     elif any(len(group.runs) > 1 for group in tuned_groups):
         text += "; tuned separately for each seed"
     return text
-
-
-def _stages(run: Run) -> list[Json]:
-    return (run.result.get("tuning") or {}).get("stages") or []
 
 
 def _describe_tuned(groups: Sequence[Group]) -> str:
