@@ -13,6 +13,7 @@ from run_folders import groups_of, the_check, write_rows
 
 from metalearn.report.page import _up_front_seconds, write_report
 from metalearn.report.render import _format_tuned
+from metalearn.results import iso_compute
 from metalearn.results.comparison import compare
 from metalearn.results.design.tuning import describe_trials
 from metalearn.results.searches import tuning_trials
@@ -90,3 +91,34 @@ def test_best_trials_are_compared_with_the_test_of_the_seeds_that_tuned(tmp_path
     (row,) = compare(groups_of(tmp_path))["tuning"]
     assert row["seeds"] == [0] and row["tested_same_seeds"] is None
     assert write_report([tmp_path], tmp_path / "report.html").exists()
+
+
+def test_equal_compute_ends_with_the_values_tuned_after_training(tmp_path: Path) -> None:
+    """Only a seed that tuned has a score with them; before, and without one, it is `untuned`."""
+    write_rows(tmp_path, ["fine_tune", "maml", "scratch"], seeds=3)
+    groups = {group.label: group for group in groups_of(tmp_path)}
+    tuned = groups["fine_tune"].first.result["tuning"]["stages"][0]["best_so_far"][-1]
+    last = groups["fine_tune"].first.valid("valid")[-1]["accuracy"]
+    assert (
+        iso_compute.last_score_within(groups["fine_tune"].first, 1e18, 600).value == tuned != last
+    )
+
+    def row(label: str) -> Any:
+        found = compare(groups_of(tmp_path))["equal_compute"]
+        return next(one for one in found["rows"] if one["label"] == label)
+
+    found = row("fine_tune")
+    assert found["tuned_after_training"] == ["inner_lr"] and not row("maml")["tuned_after_training"]
+    assert (found["values"][-1], found["seeds"][-1], found["untuned"][-1]) == (tuned, 1, False)
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "fine_tune (inner_lr; seeds in the last column: 1)" in page
+    training = 2000 * 16 * 3e6
+    run = groups["fine_tune"].first
+    spent = iso_compute.last_score_within(run, training / 2 + 600 * 10 * 3e6 + 300 * 3e6, 600)
+    assert spent.value == {line["step"]: line["accuracy"] for line in run.valid("valid")}[1000]
+    shutil.rmtree(tmp_path / "methods/fine_tune/seed-0")
+    found = row("fine_tune")
+    assert (found["seeds"][-1], found["untuned"][-1]) == (2, True)
+    assert found["values"][-1] != tuned
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "<small>untuned</small>" in page

@@ -12,6 +12,7 @@ import numpy as np
 
 from metalearn.evaluate.stats import seeds_ci95
 from metalearn.results import costs
+from metalearn.results.design.tuning import fields_tuned_after_training, score_after_training
 from metalearn.results.records import Group, Json, Run, mean
 
 BUDGETS = 4
@@ -24,11 +25,26 @@ class Score(NamedTuple):
     ci95: float | None
 
 
+class SeedScore(NamedTuple):
+    """The score of a run; `untuned` if fields had values of the file that were tuned later."""
+
+    score: Score
+    untuned: bool
+
+
+class GroupScore(NamedTuple):
+    """The score of a method, the number of seeds in its mean, and whether it is `untuned`."""
+
+    score: Score
+    seeds: int
+    untuned: bool
+
+
 class BudgetScores(NamedTuple):
     """Budgets in FLOPs, and each method's validation score within each, or None."""
 
     budgets: list[float]
-    scores: list[list[Score]]
+    scores: list[list[GroupScore]]
 
 
 def budget_scores(groups: Sequence[Group], tasks: int) -> BudgetScores | None:
@@ -53,29 +69,47 @@ def equal_compute(groups: Sequence[Group], tasks: int) -> Json | None:
         return None
     rows = [
         {"label": group.label}
-        | {"values": [one.value for one in scores], "ci95": [one.ci95 for one in scores]}
+        | {
+            "values": [one.score.value for one in scores],
+            "ci95": [one.score.ci95 for one in scores],
+        }
+        | {"seeds": [one.seeds for one in scores], "untuned": [one.untuned for one in scores]}
+        | {"tuned_after_training": fields_tuned_after_training(group.first)}
         for group, scores in zip(groups, table.scores)
     ]
     return {"tasks": tasks, "budgets": table.budgets, "rows": rows}
 
 
-def _score(group: Group, budget: float, tasks: int) -> Score:
+def _score(group: Group, budget: float, tasks: int) -> GroupScore:
     """Return the mean over seeds of the last validation within the budget; None if a seed has
-    none."""
-    scores = [last_score_within(run, budget, tasks) for run in group.runs]
+    none.
+
+    If only some seeds were scored with tuned values, as under `budget.once`, it is over these."""
+    points = [_seed_score(run, budget, tasks) for run in group.runs]
+    if any(point.score.value is None for point in points):
+        return GroupScore(Score(None, None), 0, untuned=False)
+    scores = [point.score for point in points if not point.untuned]
+    untuned = not scores
+    scores = scores or [point.score for point in points]
     value = mean([one.value for one in scores])
     half = scores[0].ci95 if len(scores) == 1 else seeds_ci95([one.value for one in scores])
-    return Score(value, None if value is None else half)
+    return GroupScore(Score(value, None if value is None else half), len(scores), untuned)
 
 
 def last_score_within(run: Run, budget: float, tasks: int) -> Score:
     """Return the last validation of a run that fits a budget of FLOPs.
 
-    The budget covers tuning, training so far, and new tasks."""
+    The budget covers tuning, training so far, and new tasks. After the whole training, it is the
+    score of the values that were tuned then."""
+    return _seed_score(run, budget, tasks).score
+
+
+def _seed_score(run: Run, budget: float, tasks: int) -> SeedScore:
+    """Return `last_score_within`, and whether later tuning changed its values."""
     before, each = costs.up_front_cost(run, "flops"), costs.learning_cost(run, "flops")
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not points:
-        return Score(None, None)
+        return SeedScore(Score(None, None), untuned=False)
     # the cost before this row's own first step, in any phase
     flops_at_start = run.result.get("started") or {}
     training = sum(
@@ -90,8 +124,13 @@ def last_score_within(run: Run, budget: float, tasks: int) -> Score:
         if other_flops + (training * int(line["step"]) / last if last else training) <= budget
     ]
     if not inside:
-        return Score(None, None)
-    return Score(float(inside[-1][run.metric]), inside[-1].get(f"{run.metric}_ci95"))
+        return SeedScore(Score(None, None), untuned=False)
+    if inside[-1] is points[-1] and (value := score_after_training(run)) is not None:
+        # a trial with the values of the file repeats a validation, whose interval is known
+        halves = [line.get(f"{run.metric}_ci95") for line in points if line[run.metric] == value]
+        return SeedScore(Score(value, halves[-1] if halves else None), untuned=False)
+    score = Score(float(inside[-1][run.metric]), inside[-1].get(f"{run.metric}_ci95"))
+    return SeedScore(score, untuned=bool(fields_tuned_after_training(run)))
 
 
 def _own_cost(run: Run, phase: str) -> Json:

@@ -33,5 +33,6 @@ def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
     best = max if rows.up else min
     return {
         "lacking_families": [words for name, words in FAMILIES.items() if name not in families],
+        "tuned_late": [row for row in budgets if row.get("tuned_after_training")],
         "best_at_budget": [best(column, default=None) for column in columns],
     }
