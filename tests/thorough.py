@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 # methods whose compiled step stays in `make test`
 COMPILED = "maml|reptile|anil|proto_net|fine_tune|conditional_neural_process"
+# checks that compile a step
+COMPILES = "(compiled_equals_eager|the_second_call_compiles_nothing)"
 # methods that take more than five seconds to learn
 SLOW_TO_LEARN = "per_task_nas|shared_nas|imaml_hessian_free|logistic_regression|learned_optimizer"
 SLOW_TO_LEARN += "|learn_optimizer|rfs|rfs_distill|snail"
@@ -23,7 +25,7 @@ class Entry(NamedTuple):
 
 THOROUGH = (
     Entry(
-        rf"test_methods\.py::test_every_method\[(?!({COMPILED})-)\w+-compiled_equals_eager\]",
+        rf"test_methods\.py::test_every_method\[(?!({COMPILED})-)\w+-{COMPILES}\]",
         f"the same for {COMPILED}; every method eagerly",
     ),
     Entry(
@@ -79,8 +81,8 @@ THOROUGH = (
         r"test_fairness\.py::test_a_transductive_row.*\[(maml|fine_tune)\]", "the same of ProtoNet"
     ),
     Entry(
-        r"test_nas_runs\.py::test_(every_row|a_search_is|a_search_that|the_found|what_cand|the_second"
-        r"|seeds_draw).*",
+        r"test_nas_runs\.py::test_(every_row|a_search_is|a_search_that|a_finished|the_found|what_cand"
+        r"|the_second|seeds_draw).*",
         "searches in test_nas_methods.py; the other tests of that file",
     ),
     Entry(
@@ -143,7 +145,7 @@ THOROUGH = (
         "the other parts of the page",
     ),
     Entry(
-        r"test_learned_optimizers\.py::test_starts_come_from_other_rows.*",
+        r"test_learned_optimizers\.py::test_(starts_come_from_other_rows|the_report_tells_start).*",
         "starts from other rows in test_account_runs.py",
     ),
     Entry(r"test_conv\.py::test_without_a_kernel_torch_gives.*", "convolutions with the kernel"),
