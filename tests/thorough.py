@@ -81,8 +81,8 @@ THOROUGH = (
         r"test_fairness\.py::test_a_transductive_row.*\[(maml|fine_tune)\]", "the same of ProtoNet"
     ),
     Entry(
-        r"test_nas_runs\.py::test_(every_row|a_search_is|a_search_that|a_finished|the_found|what_cand"
-        r"|the_second|seeds_draw).*",
+        r"test_nas_runs\.py::test_(every_row|a_search_is|a_search_that|a_finished|the_found"
+        r"|what_cand|the_second|seeds_draw).*",
         "searches in test_nas_methods.py; the other tests of that file",
     ),
     Entry(
@@ -108,7 +108,8 @@ THOROUGH = (
     Entry(r"test_fuzz\.py::test_no_input_gives_a_traceback.*\[run directory\]", "the other inputs"),
     Entry(r"test_l2o\.py::test_the_command_from_end_to_end", "the other tests of that file"),
     Entry(
-        r"test_timing\.py::test_(medians|compilation|a_finished|an_interrupted|another_row|each_round).*",
+        r"test_timing\.py::test_(medians|compilation|a_finished|an_interrupted|another_row"
+        r"|each_round).*",
         "the rules for seconds in test_comparison_cost.py",
     ),
     Entry(r"test_simplify\.py::test_a_list_goes_with_who_made_it", "the other tests of that file"),
