@@ -225,7 +225,7 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     if slow:
         names = ", ".join(f"{label} {ratio:.1f}" for label, ratio in slow.items())
         wrong = f"a round took more than {SLOW_ROUND:g} times the median of its method ({names})"
-        return Check(name, False, f"{wrong}, so it was interrupted; {why}")
+        return Check(name, False, f"{wrong}; {why}")
     if not known:
         return Check(name, True, why)
     worst = max(known, key=lambda label: known[label])
