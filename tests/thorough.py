@@ -50,7 +50,7 @@ THOROUGH = (
         "the same for the other executors",
     ),
     Entry(
-        r"test_experiments\.py::test_three_steps_of_every_row_of_a_comparison\[(?!demo|tides).*",
+        r"test_experiments\.py::test_three_steps_of_every_row_of_a_comparison\[(?!demo\]).*",
         "every row of the demonstration; three steps of every other file",
     ),
     Entry(
