@@ -194,6 +194,48 @@ def study_crossings(
     return Crossings(covered / repeats, {name: n / repeats for name, n in verdicts.items()})
 
 
+def timed(
+    generator: np.random.Generator, method: MethodCosts, variation: float, rounds: int
+) -> MethodCosts:
+    """The method with seconds: medians of rounds that differ by `variation`, and their variance."""
+    found = method.found
+    assert found is not None
+    seconds = generator.lognormal(0, variation, rounds)
+    middle = float(np.median(seconds))
+    variance = math.pi / (2 * rounds) * float(seconds.var(ddof=1)) / middle**2
+    cost = Reached(found.solved, found.cost * middle)
+    return method._replace(found=cost, timing=((variance, rounds - 1.0),))
+
+
+def study_timing(
+    costs: tuple[tuple[float, float, float], ...],
+    variation: float,
+    repeats: int,
+    *,
+    seeds: int = 5,
+    rounds: int = 5,
+    with_variance: bool = True,
+) -> Crossings:
+    """Coverage and verdicts in seconds that were timed in rounds; before, without their variance.
+
+    Up-front costs and costs of a task do not differ between seeds."""
+    generator = np.random.default_rng([6, seeds, round(1000 * variation)])
+    truth, covered = crossing(costs), 0
+    verdicts: Counter[str] = Counter()
+    for _ in range(repeats):
+        pair = [
+            timed(generator, method._replace(up_front=np.full(seeds, up)), variation, rounds)
+            for method, (up, _, _) in zip(simulate_methods(generator, costs, seeds, 1.0), costs)
+        ]
+        if not with_variance:
+            pair = [method._replace(timing=()) for method in pair]
+        found = break_evens(pair)[0]
+        ends = found.ci95 or (1.0, math.inf)
+        covered += ends[0] <= truth <= ends[1]
+        verdicts[str(found.verdict)] += 1
+    return Crossings(covered / repeats, {name: n / repeats for name, n in verdicts.items()})
+
+
 class Shares(NamedTuple):
     """Coverage of the intervals that a break-even count is made of, over many simulated pairs."""
 

@@ -19,6 +19,7 @@ from simulated import (
     study_family,
     study_means,
     study_shares,
+    study_timing,
     study_varying_cost,
 )
 
@@ -99,6 +100,31 @@ def test_the_older_bootstrap_of_a_count_is_refused() -> None:
     assert found.verdicts["pays"] > 0.025 + slack(0.025, repeats)
     found = study_crossings(PAYS, 3, 7.0, repeats, bootstrapped_crossing)
     assert found.coverage < 0.92 - slack(0.92, repeats)
+
+
+EQUAL_SECONDS = {share: ((1000.0, 1.0, share), (0.0, 1.0, share)) for share in (0.9, 1.0)}
+
+
+@pytest.mark.parametrize("share", EQUAL_SECONDS)
+@pytest.mark.parametrize("variation", (0.03, 0.07))
+def test_equal_seconds_are_seldom_said_to_pay(share: float, variation: float) -> None:
+    """The noise of five rounds of timing is in the interval."""
+    repeats = REPEATS // 4
+    found = study_timing(EQUAL_SECONDS[share], variation, repeats)
+    assert found.verdicts.get("pays", 0) <= 0.025 + slack(0.025, repeats)
+    assert found.verdicts.get("always", 0) == 0
+
+
+def test_seconds_without_the_noise_of_timing_are_refused() -> None:
+    for share, least in ((0.9, 0.1), (1.0, 0.3)):
+        found = study_timing(EQUAL_SECONDS[share], 0.07, REPEATS // 4, with_variance=False)
+        assert found.verdicts["pays"] > least
+
+
+def test_seconds_that_differ_are_said_to_pay() -> None:
+    costs = ((1000.0, 1.0, 0.9), (0.0, 2.0, 0.9))
+    found = study_timing(costs, 0.03, REPEATS // 4)
+    assert found.verdicts["pays"] > 0.9 and found.coverage >= 0.92 - slack(0.92, REPEATS // 4)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

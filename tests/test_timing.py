@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from commandline import sinusoid
-from run_folders import write_rows
+from run_folders import groups_of, write_rows
 
 from metalearn.compare import timing
 from metalearn.compare.compare import compare
@@ -18,6 +19,7 @@ from metalearn.config.experiment import Plan, parse
 from metalearn.errors import Stopped
 from metalearn.evaluate.cost_block import EACH, total_seconds
 from metalearn.machine import Activity
+from metalearn.results.break_even.counts import method_costs
 from metalearn.run.timing import TimedRun, with_timing
 
 LABELS = ("maml", "scratch", "nas")
@@ -174,6 +176,32 @@ def test_a_slow_round_of_one_seed_does_not_change_the_seconds(
     else:  # another architecture: its own rounds only
         assert seconds == pytest.approx([0.42, 0.15, 0.15]) and own == [2, 3, 3]
     assert rows[0]["cost"]["adapt"]["rounds"]["seconds_alone"] == [0.16, 0.68]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_noise_of_the_rounds_is_in_the_costs_per_task(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a median of 5 rounds that all seeds share: pi / 10 times their variance, 4 degrees."""
+    seconds = [0.16, 0.15, 0.15, 0.68, 0.14]
+    write_rows(tmp_path, ["scratch"], seeds=count)
+    names = [f"methods/scratch/seed-{seed}" for seed in range(count)]
+    monkeypatch.setattr(timing, "open_run", Unopened)
+    monkeypatch.setattr(Unopened, "seconds", seconds)
+    timing.time_rows(tmp_path, [tmp_path / name for name in names])
+    (group,) = groups_of(tmp_path)
+    target = {"metric": "accuracy", "value": 0.4}
+    ((variance, freedom),) = method_costs(group, target, "seconds").timing
+    relative = statistics.variance(seconds) / statistics.median(seconds) ** 2
+    assert (variance, freedom) == (pytest.approx(math.pi / 10 * relative), 4)
+    assert method_costs(group, target, "flops").timing == ()
+    if count == 5:  # a seed with other FLOPs has its own median: the seeds' variance has its noise
+        edit_flops(tmp_path / names[1], lambda old: 2 * old)
+        timing.time_rows(tmp_path, [tmp_path / name for name in names])
+        ((variance, freedom),) = method_costs(groups_of(tmp_path)[0], target, "seconds").timing
+        of_four = statistics.variance([0.16, 0.15, 0.68, 0.14]) * math.pi / 8
+        whole = (4 * 0.155 + 0.15) / 5
+        assert (variance, freedom) == (pytest.approx(0.8**2 * of_four / whole**2), 3)
 
 
 def edit_flops(folder: Path, change: Callable[[Any], Any]) -> None:

@@ -39,6 +39,8 @@ class MethodCosts(NamedTuple):
     up_front: Array | None  # [S]
     found: Reached | None  # solved and cost [S, E]
     origin: str = ""  # the trained network that it starts from; its own label if it has none
+    # of seconds: (relative variance of the cost per task by timing, degrees of freedom)
+    timing: tuple[tuple[float, float], ...] = ()
 
 
 class BreakEven(NamedTuple):
@@ -327,8 +329,11 @@ def _orient(pair: _Pair) -> _Pair:
 
 def total_difference(a: MethodCosts, b: MethodCosts, *, paired: bool) -> Line:
     """Return the difference of total costs a - b."""
-    costs = [costs_of_solved(_up_front(method), _reached(method)) for method in (a, b)]
-    return difference(*costs, paired=paired)
+    first, second = (
+        costs_of_solved(_up_front(method), _reached(method)).timed(method.timing)
+        for method in (a, b)
+    )
+    return difference(first, second, paired=paired)
 
 
 def _crossing(pair: _Pair) -> float:

@@ -6,6 +6,9 @@ estimated difference U + n c is not distinguished from 0 by its t interval (Fiel
 the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean over seeds and tasks
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
+Seconds per task are medians of rounds of timing. Their variance, on the degrees of freedom of the
+rounds, is one more part of the variance of c (`timing`).
+
 The part of a cost that is due to failed tasks has an interval that is not symmetric, and enters
 with a `Stretch`: the lower limit of a - b is made of the lower limit of a and the upper one of b
 (MOVER; Zou & Donner 2008, Statistics in Medicine 27(10), section 2).
@@ -15,6 +18,7 @@ Letters: S seeds, E tasks, N numbers of tasks."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +46,14 @@ class Costs(NamedTuple):
     per_task: Array  # [S, E], its mean is the cost of one solved task
     failures: Array | float = 0.0  # [S, E], the part of per_task that is due to failed tasks
     stretch: Stretch = Stretch()  # of the interval of that part
+    # (variance of the mean of per_task due to its measurement, degrees of freedom)
+    timing: tuple[tuple[float, float], ...] = ()
+
+    def timed(self, relative_variances: Sequence[tuple[float, float]]) -> Costs:
+        """Return the costs with the variance of timing, given relative to the cost of a task."""
+        square = float(self.per_task.mean()) ** 2
+        timing = tuple((square * variance, freedom) for variance, freedom in relative_variances)
+        return self._replace(timing=timing)
 
 
 class Limits(NamedTuple):
@@ -67,6 +79,7 @@ class Spread(NamedTuple):
 
     seeds: tuple[tuple[Array, float], ...]  # (covariance [2, 2] of start and slope, freedom)
     tasks: tuple[tuple[float, float], ...]  # (variance of the slope over tasks, freedom)
+    timing: tuple[tuple[float, float], ...] = ()  # (variance of the slope by timing, freedom)
 
     def half_width(self, weights: Array) -> Array:
         """Distance of the limit from the estimate: weights [2, N] of start and slope -> [N]."""
@@ -75,9 +88,13 @@ class Spread(NamedTuple):
             for covariance, freedom in self.seeds
         ]
         over_seeds = np.asarray(sum(np.asarray(variance) for variance, _ in parts))
-        over_tasks = [(weights[1] ** 2 * variance, freedom) for variance, freedom in self.tasks]
+        over_tasks, timing = (
+            [(weights[1] ** 2 * variance, freedom) for variance, freedom in variances]
+            for variances in (self.tasks, self.timing)
+        )
         variance = bounded_sum([over_seeds, *(task_variance for task_variance, _ in over_tasks)])
-        freedom = satterthwaite(variance, [*parts, *over_tasks])
+        variance = variance + sum(timing_variance for timing_variance, _ in timing)
+        freedom = satterthwaite(variance, [*parts, *over_tasks, *timing])
         return np.asarray(t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
 
 
@@ -126,6 +143,7 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
 
 def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool) -> Spread:
     """Return the spread of a - b, with the part due to failures of each stretched."""
+    timing = (*a.timing, *b.timing)
     a, b = (
         Costs(side.up_front, side.per_task + (factor - 1) * side.failures)
         for side, factor in ((a, stretch_a), (b, stretch_b))
@@ -139,7 +157,7 @@ def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool
         seeds.append((np.cov(means, ddof=1) / count, count - 1.0))
         residual = float(mean_squares(side.per_task).residual)
         tasks.append((-residual / (count * width), (count - 1.0) * (width - 1.0)))
-    return Spread(tuple(seeds), tuple(tasks))
+    return Spread(tuple(seeds), tuple(tasks), timing)
 
 
 def root(line: Line) -> float:

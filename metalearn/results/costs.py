@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from metalearn.evaluate import cost_block, pareto, stats
 from metalearn.evaluate.cost_block import Axis
@@ -176,22 +180,89 @@ def timing_problem(run: Run) -> str:
     return ""
 
 
+def timing_variances(
+    group: Group, seconds_of: Callable[[Run], float | None]
+) -> tuple[tuple[float, float], ...]:
+    """Return the variance of the seconds per task by their measurement, relative to their square.
+
+    `seconds_of` returns the seconds of a task of a run; (variance, degrees of freedom) are those of
+    `timing_covariances`."""
+    whole = mean([seconds_of(run) for run in group.runs])
+
+    def parts(run: Run) -> list[float] | None:
+        seconds = seconds_of(run)
+        return None if seconds is None else [seconds]
+
+    tables = timing_covariances(group, parts) if whole else ()
+    return tuple((float(table[0, 0]) / (whole or 1.0) ** 2, freedom) for table, freedom in tables)
+
+
+def timing_covariances(
+    group: Group, parts_of: Callable[[Run], Sequence[float] | None]
+) -> tuple[tuple[Array, float], ...]:
+    """Return the covariance of parts of the seconds per task, means over seeds, by measuring them.
+
+    `parts_of` returns k parts from the medians of a run; here it is called with the seconds of each
+    round in their place. (covariance [k, k], degrees of freedom) for each set of seeds that share
+    a median: pi / (2 R) times that of its R rounds, as for the median of many values, on R - 1
+    degrees of freedom. A seed with a median of its own adds nothing: seeds were timed in different
+    rounds, so the variance between them includes that of timing."""
+    found = []
+    for runs in _runs_by_work(group):
+        errors = np.concatenate([_errors_of_rounds(run, parts_of) for run in runs])  # [R, k]
+        if len(runs) > 1 and len(errors) > 1:
+            share = len(runs) / len(group.runs)
+            covariance = np.atleast_2d(np.cov(errors.T)) * math.pi / (2 * len(errors))
+            found.append((share**2 * covariance, len(errors) - 1.0))
+    return tuple(found)
+
+
+def _errors_of_rounds(run: Run, parts_of: Callable[[Run], Sequence[float] | None]) -> Array:
+    """Return the seconds of each round of a run minus the medians: [R, k]."""
+    medians = parts_of(run)
+    if medians is None:
+        return np.zeros((0, 1))
+    rounds = [parts_of(one) for one in _with_rounds_as_medians(run)]
+    table = np.asarray([parts for parts in rounds if parts is not None], np.float64)
+    return table.reshape(-1, len(medians)) - np.asarray(medians, np.float64)
+
+
+def _runs_by_work(group: Group) -> list[list[Run]]:
+    """Return the runs that share a median: those with equal FLOPs per task."""
+    by_work: dict[object, list[Run]] = {}
+    for run in group.runs:
+        work = cost_block.work_per_task(run.cost)
+        by_work.setdefault(run.seed if work is None else work, []).append(run)
+    return list(by_work.values())
+
+
+def _with_rounds_as_medians(run: Run) -> list[Run]:
+    """Return the run once for every round, with the seconds of that round instead of medians."""
+    table = {phase: (run.cost.get(phase) or {}).get("rounds") or {} for phase in cost_block.EACH}
+    count = min((len(values) for rounds in table.values() for values in rounds.values()), default=0)
+    copies = []
+    for number in range(count):
+        cost = dict(run.cost)
+        for phase, rounds in table.items():
+            if rounds:
+                seconds = {name: values[number] for name, values in rounds.items()}
+                cost[phase] = {**cost[phase], **seconds, "seconds": seconds["seconds_batched"]}
+        copies.append(replace(run, result={**run.result, "cost": cost}))
+    return copies
+
+
 def largest_ratio(group: Group) -> float | None:
     """Return the longest round of a method over the median of its rounds, alone or in a batch.
 
     Seeds with unequal FLOPs per task have a median each, the lower one of two rounds. None without
     rounds, or if each task has its own search: each round learns another task, and tasks then take
     unequal time."""
-    pools: dict[object, list[Json]] = {}
-    for run in group.runs:
-        work = cost_block.work_per_task(run.cost)
-        pools.setdefault(run.seed if work is None else work, []).append(run.cost)
     if any(sum(_rounds(run.cost, "seconds_alone", ("search",))) for run in group.runs):
         return None
     ratios = []
-    for costs_of_pool in pools.values():
+    for runs in _runs_by_work(group):
         for kind in ("seconds_alone", "seconds_batched"):
-            seconds = [value for cost in costs_of_pool for value in _rounds(cost, kind)]
+            seconds = [value for run in runs for value in _rounds(run.cost, kind)]
             middle = statistics.median_low(seconds) if seconds else 0.0
             ratios += [max(seconds) / middle] if middle else []
     return max(ratios, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -12,17 +13,20 @@ from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_level
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved
-from metalearn.results.break_even.solved import Stop, stopped_outcomes
+from metalearn.results.break_even.solved import Stop, point_of, stopped_outcomes
 from metalearn.results.contrasts import Pair
 from metalearn.results.costs import (
     AXES,
     QUERIES,
+    learning_cost,
     only_pretraining_unknown,
+    prediction_cost,
     timing_problem,
+    timing_variances,
     up_front_cost,
     uses_pretrained_weights,
 )
-from metalearn.results.records import Group, Json
+from metalearn.results.records import Group, Json, Run
 
 NO_CONTRAST = "an estimate: only contrasts have verdicts, and this pair is not one"
 
@@ -118,7 +122,19 @@ def method_costs(
         stop=stop,
         last=last,
     )
-    return MethodCosts(group.label, seeds, before, outcomes, origin(group))
+    timing = timing_variances(group, partial(_seconds, scope, stop)) if axis == "seconds" else ()
+    return MethodCosts(group.label, seeds, before, outcomes, origin(group), timing)
+
+
+def _seconds(scope: CostScope, stop: Stop, run: Run) -> float | None:
+    """Return the seconds of a task of a run up to its stopping step; the last one of several."""
+    learn_seconds = learning_cost(run, "seconds")
+    predict_seconds: float | None = 0.0
+    if scope.with_answering:
+        predict_seconds = prediction_cost(run, "seconds", scope.queries)
+    if learn_seconds is None or predict_seconds is None:
+        return None
+    return float(learn_seconds[point_of(run) if stop == "chosen" else -1]) + predict_seconds
 
 
 def origin(group: Group) -> str:
