@@ -327,6 +327,23 @@ def test_a_copy_of_network_and_optimizer_goes_on_as_they_do() -> None:
     assert train(twin, copied, 3) == train(network, optimizer, 3) and same(network, twin)
 
 
+def test_the_state_is_initialized_once() -> None:
+    """Each time would cost launches for every parameter."""
+    optimizer, calls = optimizer_of(LSTM(hidden=4), network := module()), list[None]()
+    learned = optimizer._learned
+
+    def rule(*args: Any) -> Any:
+        made = learned.rule(*args)
+        return made._replace(init=lambda params: calls.append(None) or made.init(params))
+
+    optimizer._learned = learned._replace(rule=rule)
+    train(network, optimizer, 3)
+    assert len(calls) == 1
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(network, optimizer, 1)
+    assert len(calls) == 1
+
+
 def test_the_state_of_another_optimizer_is_refused_where_it_is_loaded() -> None:
     network = module()
     state = torch.optim.Adam(network.parameters()).state_dict()

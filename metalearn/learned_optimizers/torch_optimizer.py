@@ -39,6 +39,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     weight decay, multiplied by lr. Parameters without a gradient, frozen parameters and those of
     half precision are not updated. `state_dict()` holds the state but not theta: see `save`."""
 
+    _last_state: State | None = None  # after the last step of this process, as a tree
+
     def __init__(
         self, params: Any, rule: LearnedRuleComponent, theta: Theta, num_steps: int
     ) -> None:
@@ -127,7 +129,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = self._update_rule()
         state = self._state(rule, params)
         updates, state = rule.update(grads, state, params, value)
-        self.state[like][STATE] = named_leaves(state)
+        self.state[like][STATE], self._last_state = named_leaves(state), state
         self._count_step(like)
         options = self._options()
         for name, param in params.items():
@@ -162,12 +164,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _state(self, rule: UpdateRule, params: Params) -> State:
         """Return the state of the rule as a tree; a state_dict stores it flat."""
-        initial = rule.init({name: param.detach() for name, param in params.items()})
-        stored = self.state[next(iter(params.values()))].get(STATE)
+        stored, like = self.state[next(iter(params.values()))].get(STATE), self._last_state
+        if stored is None or like is None:
+            like = rule.init({name: param.detach() for name, param in params.items()})
         if stored is None:
-            return initial
+            return like
         try:
-            return from_named(initial, stored)
+            return from_named(like, stored)
         except KeyError as error:
             text = f"belongs to another rule or other parameters: {error.args[0]}"
             raise ConfigError(("state_dict", text)) from error
