@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from small import tiny
 
 from metalearn.algorithms import MAML
@@ -21,7 +22,8 @@ from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors import auto
 from metalearn.executors.timings import ExecutorChoice, Timing
 from metalearn.learned_optimizers import LearnToOptimize
-from metalearn.machine import device_of, prepare_device
+from metalearn.logger import log
+from metalearn.machine import device_of, finishes, prepare_device
 from metalearn.models import MLP
 from metalearn.models.norm import Norm, batch_normalised
 from metalearn.nas import MLPReg, SharedNAS
@@ -140,6 +142,58 @@ def test_a_sum_is_awaited_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(RankLost, match="another process of this run has ended"):
             one.stopping()
     assert allowed == [ranks.ANSWER.total_seconds(), ranks.SIGNALLED]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_join_by_their_cpus_where_cards_are_too_few(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run on the CPU needs no card; `check_cards` refuses one on CUDA."""
+    found: list[Any] = []
+    cards(monkeypatch, count)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **rest: found.append(backend))
+    monkeypatch.setattr(dist, "new_group", lambda **rest: None)
+    ranks.join(World(1, 2, 1, 2))
+    assert found == (["gloo"] if count == 1 else [1, "cpu:gloo,cuda:nccl"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_joining_is_a_sentence(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(here: World) -> None:
+        raise ConfigError(("--devices", "too few"))
+
+    monkeypatch.setattr(launch, "_joined", refused)
+    monkeypatch.setattr(log, "disabled", False)
+    with pytest.raises(SystemExit) as end:
+        launch._member(World(rank, 2, rank, 2), lambda joined: None)
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_work_of_a_device_is_awaited_for_a_limited_time(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an event that is asked for, as waiting for it has no limit."""
+
+    class Event:
+        asked, recorded = 0, False
+
+        def record(self) -> None:
+            self.recorded = True
+
+        def query(self) -> bool:
+            self.asked += 1
+            return ends and self.asked > 2
+
+        def synchronize(self) -> None:
+            pytest.fail("waits without a limit")
+
+    event = Event()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "synchronize", event.synchronize)
+    assert finishes("cuda", lambda: 0.01 if not ends else 60.0) is ends
+    assert event.recorded
 
 
 def test_the_end_of_a_span_does_not_wait_where_a_process_is_gone(

@@ -21,6 +21,7 @@ from test_cuda import check_equal, no_waits
 
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
+from metalearn.evaluate.curves import fingerprint
 from metalearn.executors import cuda_graphs
 from metalearn.executors.auto import Work
 from metalearn.executors.timings import ExecutorChoice
@@ -31,6 +32,8 @@ from metalearn.rng import fold_in
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 from metalearn.storage.environment import describe
+from metalearn.tasks import Sinusoid
+from metalearn.tasks.sinusoid import SinusoidSource
 
 pytestmark = pytest.mark.gpu
 GRAPH = ExecutorChoice("graph")
@@ -75,6 +78,42 @@ def test_a_capture_that_records_nothing_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
     with pytest.raises(ConfigError, match="other results than the step itself"):
         made.step(state, made.step_input(0))
+
+
+def test_a_graph_is_captured_and_replayed_on_the_device_of_its_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which need not be the current one: what is captured elsewhere is empty."""
+    current, found = list[Any](), list[Any]()
+    graph, replay = torch.cuda.graph, torch.cuda.CUDAGraph.replay
+
+    class Device(torch.cuda.device):
+        def __init__(self, device: Any) -> None:
+            super().__init__(device)
+            self.chosen = torch.device(device)
+
+        def __enter__(self) -> Any:
+            current.append(self.chosen)
+            return super().__enter__()
+
+        def __exit__(self, *error: Any) -> Any:
+            current.pop()
+            return super().__exit__(*error)
+
+    def captures(*args: Any, **options: Any) -> Any:
+        found.append(("capture", *current[-1:]))
+        return graph(*args, **options)
+
+    def replays(one: Any) -> None:
+        found.append(("replay", *current[-1:]))
+        replay(one)
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "graph", captures)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replays)
+    x = torch.ones(3, device="cuda")
+    cuda_graphs.captured(lambda x: x + 1, compiling=False)(x)
+    assert found == [("capture", x.device), *[("replay", x.device)] * 2]  # the check, and the call
 
 
 def test_after_a_capture_that_fails_the_stream_is_the_one_before(
@@ -185,6 +224,21 @@ def test_a_run_goes_on_on_another_device(devices: tuple[str, ...], tmp_path: Pat
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name].cpu(), value.cpu(), rtol=1e-7, atol=1e-9)
+
+
+def test_episodes_of_a_device_have_the_fingerprint_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where its sines differ in the last bit, which moves some numbers over an edge of rounding."""
+    points = SinusoidSource._points
+
+    def drawn(self: SinusoidSource, keys: torch.Tensor, count: int) -> Any:
+        x, y, rest = points(self, keys, count)
+        return x, torch.nextafter(y, torch.full_like(y, 9.0)) if y.is_cuda else y, rest
+
+    monkeypatch.setattr(SinusoidSource, "_points", drawn)
+    task = Sinusoid(shots=500, queries=4)
+    assert fingerprint(task.build(device="cuda"), 1) == fingerprint(task.build(), 1)
 
 
 def test_a_run_records_card_versions_and_flags(tmp_path: Path) -> None:
