@@ -63,7 +63,7 @@ NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its we
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-thorough check wheel docs sweep-sinusoid sweep-omniglot \
-    sweep-kills fuzz simulate results torture maml-sinusoid omniglot-quick reproduce-list \
+    sweep-kills fuzz simulate results torture plant-faults maml-sinusoid omniglot-quick reproduce-list \
     compare-glyphs compare-omniglot compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots outer-gradients \
     omniglot-1-shot omniglot-5-shots l2o-quadratics l2o-mlp gpu clean force
 
@@ -210,6 +210,9 @@ sweep-omniglot: $(STAMP) ## The same for 5-way 1-shot Omniglot (hours, needs MET
 
 sweep-kills: $(STAMP) ## Compare a sweep of 40 trials, 2 of 4 workers killed, with an undisturbed one.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/sweep_kills.py
+
+plant-faults: $(STAMP) ## Put each of 20 faults on CUDA back, and see its tests fail (minutes; FAULTS="3 7").
+	OMP_NUM_THREADS=1 $(BIN)/python tests/plant_faults.py $(FAULTS)
 
 simulate: $(STAMP) ## Coverage, errors and power of every interval and verdict, into docs/simulations.md (minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python tests/simulate.py docs/simulations.md
