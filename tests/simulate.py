@@ -15,7 +15,9 @@ from simulated import (
     pigeonhole_bootstrap,
     study_crossings,
     study_family,
+    study_hard_tasks,
     study_means,
+    study_no_start,
     study_shares,
     study_timing,
     study_varying_cost,
@@ -197,6 +199,56 @@ def timings(repeats: int) -> list[str]:
     return lines
 
 
+HARD = ((5, 0.7), (20, 0.9), (50, 0.96), (150, 0.99), (200, 0.995))  # tasks, share solved
+
+
+def hard_tasks(repeats: int) -> list[str]:
+    lines = [
+        "## Tasks on which every seed fails",
+        "",
+        *wrapped(
+            f"{repeats:,} repeats with 3 seeds, which all fail on the same tasks. The first method "
+            "costs 1,000 in advance, the second nothing; its tasks are all solved, and cost a bit "
+            "less than a solved task of the first (false), or twice as much (true). Until rules 6 "
+            "the cost of a method without a failure was taken as known."
+        ),
+        "",
+        "| tasks | fraction solved | no failure seen | pays or always, false | pays, true |",
+        "|---|---|---|---|---|",
+    ]
+    for tasks, share in HARD:
+        false = study_hard_tasks(share, tasks, 0.99 if share < 0.99 else 0.999, repeats)
+        true = study_hard_tasks(share, tasks, 2.0, repeats // 4)
+        wrong = false.get("pays", 0) + false.get("always", 0)
+        cells = f"{share} | {share**tasks:.2f} | {wrong:.3f} | {true.get('pays', 0):.0%}"
+        lines.append(f"| {tasks} | {cells} |")
+    return lines
+
+
+def no_start(repeats: int) -> list[str]:
+    lines = [
+        "## No costs in advance",
+        "",
+        *wrapped(
+            f"{repeats:,} repeats with 200 tasks. Equal methods: any verdict but the same is "
+            "false. True: a task of the second method costs 1.3 times as much."
+        ),
+        "",
+        "| seeds | SD of seeds, points | fraction solved | the same | always, false "
+        "| always, true |",
+        "|---|---|---|---|---|---|",
+    ]
+    for seeds in SEEDS:
+        for seed_sd in (1.3, 3.0, 7.0):
+            for share in (0.9, 0.99):
+                equal = study_no_start(share, seeds, seed_sd, repeats)
+                true = study_no_start(share, seeds, seed_sd, repeats // 4, 1.3)
+                rates = f"{equal.get('same', 0):.0%} | {equal.get('always', 0):.3f}"
+                cells = f"{seed_sd:g} | {share} | {rates} | {true.get('always', 0):.0%}"
+                lines.append(f"| {seeds} | {cells} |")
+    return lines
+
+
 STUDIES = (
     (means, 4000),
     (families, 2000),
@@ -204,6 +256,8 @@ STUDIES = (
     (varying_costs, 2000),
     (crossings, 1000),
     (timings, 1000),
+    (hard_tasks, 1000),
+    (no_start, 1000),
 )
 
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from metalearn.evaluate import targets
-from metalearn.evaluate.breakeven import MethodCosts, break_evens, total_difference
-from metalearn.evaluate.fieller import Costs, Stretch, difference
+from metalearn.evaluate.breakeven import break_evens, total_difference
+from metalearn.evaluate.comparable import MethodCosts
+from metalearn.evaluate.fieller import Stretch, difference
 from metalearn.evaluate.holm import holm
 from metalearn.evaluate.random_effects import estimate, paired
 from metalearn.evaluate.targets import Reached, share_interval
@@ -236,6 +237,37 @@ def study_timing(
     return Crossings(covered / repeats, {name: n / repeats for name, n in verdicts.items()})
 
 
+def study_hard_tasks(share: float, tasks: int, ratio: float, repeats: int) -> dict[str, float]:
+    """How often each verdict is found where every one of 3 seeds fails on the same tasks.
+
+    Method a solves an expected `share` of the tasks, at 1,000 in advance and 1 per task; b solves
+    all, and a task costs `ratio` times as much as one that a solves: a never pays if that is below
+    1."""
+    generator = np.random.default_rng([6, tasks, round(1000 * share), round(1000 * ratio)])
+    verdicts: Counter[str] = Counter()
+    seeds, ones = (0, 1, 2), np.ones((3, tasks))
+    b = MethodCosts("b", seeds, np.zeros(3), Reached(ones > 0, ones * ratio / share))
+    for _ in range(repeats):
+        found = np.tile(generator.random(tasks) < share, (3, 1))
+        a = MethodCosts("a", seeds, np.full(3, 1000.0), Reached(found, ones))
+        verdicts[break_evens([a, b])[0].verdict] += 1
+    return {name: count / repeats for name, count in verdicts.items()}
+
+
+def study_no_start(
+    share: float, seeds: int, seed_sd: float, repeats: int, ratio: float = 1.0
+) -> dict[str, float]:
+    """How often each verdict is found without costs in advance, the second method's cost of a
+    task being `ratio` times that of the first: "always" is false if both are equal."""
+    generator = np.random.default_rng([7, seeds, round(10 * seed_sd), round(1000 * share)])
+    costs = ((0.0, 1.0, share), (0.0, ratio, share))
+    found = [
+        break_evens(simulate_methods(generator, costs, seeds, seed_sd))[0].verdict
+        for _ in range(repeats)
+    ]
+    return {str(name): count / repeats for name, count in Counter(found).items()}
+
+
 class Shares(NamedTuple):
     """Coverage of the intervals that a break-even count is made of, over many simulated pairs."""
 
@@ -259,9 +291,10 @@ def study_shares(
         _, low, high = share_interval(a.found.solved)  # type: ignore[union-attr]
         ends = estimate(solved[0]).ci95
         assert ends is not None
-        line = difference(*(Costs(np.zeros(seeds), table) for table in solved), paired=False)
+        shares = (targets.shares_of_solved(method.found.solved) for method in (a, b))  # type: ignore[union-attr]
+        line = difference(*shares, paired=False)
         _, least, most, _ = line.at([math.inf]).one()
-        with mock.patch.object(targets, "stretch_of_cost", lambda solved: Stretch()):
+        with mock.patch.object(targets, "_widen", lambda *distances: (Stretch(), ())):
             older = total_difference(a, b, paired=False).at([n]).holds_zero[0]
         count = total_difference(a, b, paired=False).at([n]).holds_zero[0]
         whole = ends[0] <= share <= ends[1]

@@ -18,10 +18,10 @@ from metalearn import clock
 from metalearn.config.experiment import parse
 from metalearn.evaluate.cost_block import total_seconds, up_front_cost
 from metalearn.evaluate.pareto import place_by_interval
+from metalearn.evaluate.targets import least_level
 from metalearn.report import work
 from metalearn.report.page import write_report
 from metalearn.results import costs, iso_compute, records
-from metalearn.results.break_even.counts import least_level
 from metalearn.results.break_even.target import choose_target
 from metalearn.results.comparison import collect
 from metalearn.results.curves import cost_curve

@@ -5,7 +5,7 @@ Total cost is U + n c, where c is the cost per solved task.
 A verdict holds for new training seeds and new tasks. Every condition in it is decided by a 95 %
 interval, never by a point estimate: if an interval is not conclusive, the verdict is `undecided`.
 With too few seeds for intervals there is no verdict; an estimate is subject to the same conditions,
-decided by point estimates.
+decided by point estimates. Each verdict is false with a probability of at most 2.5 %.
 Intervals of the number of tasks are Fieller's (fieller.py). S seeds, E tasks."""
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metalearn.evaluate.fieller import PRECISION, Costs, Line, difference, root_interval
-from metalearn.evaluate.random_effects import LEAST_SEEDS
-from metalearn.evaluate.targets import Reached, cost_per_solved, costs_of_solved, share_interval
+from metalearn.evaluate.comparable import (
+    MethodCosts,
+    Pair,
+    cost_per_task,
+    decide_comparable,
+    describe_incomparable,
+    origin,
+    reached,
+    seed_count,
+    up_front,
+)
+from metalearn.evaluate.fieller import PRECISION, Line, difference, root_interval
+from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL
+from metalearn.evaluate.targets import Reached, costs_of_solved
 
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
-LEAST_SOLVED = 0.5  # fraction of tasks that both methods must solve
-LARGEST_GAP = 0.1  # between the fractions: costs of different accuracies are not compared
+# Of intervals where the lower cost per task chooses which of the two comes first: so chosen, either
+# may be said to cost less, with half of the 2.5 % each.
+CHOSEN_LEVEL = 1 - (1 - LEVEL) / 2
 FACTOR = 10.0  # an interval of the number of tasks wider than this decides nothing
 SAME = 0.1  # costs that differ by less, relative to their mean, are the same
 LEAST_TASKS = 5
-
-
-class MethodCosts(NamedTuple):
-    """Costs of one method; None for a cost that was not measured."""
-
-    label: str
-    seeds: tuple[int, ...]  # [S]
-    up_front: Array | None  # [S]
-    found: Reached | None  # solved and cost [S, E]
-    origin: str = ""  # the trained network that it starts from; its own label if it has none
-    # of seconds: (relative variance of the cost per task by timing, degrees of freedom)
-    timing: tuple[tuple[float, float], ...] = ()
 
 
 class BreakEven(NamedTuple):
@@ -58,15 +58,6 @@ class BreakEven(NamedTuple):
     seeds: tuple[int, int] = (0, 0)  # of a and of b
     crossing: float | None = None  # of the point estimates, infinite if never; None: not counted
     comparable: bool = True  # False: one solved too few tasks, or the fractions are too far apart
-
-
-class _Pair(NamedTuple):
-    """Two methods on the same tasks, everything measured."""
-
-    a: MethodCosts
-    b: MethodCosts
-    paired: bool  # seed by seed
-    shortened: tuple[str, ...] = ()  # labels that were tested on more tasks than these
 
 
 def break_evens(
@@ -134,13 +125,13 @@ def _break_even(first: MethodCosts, second: MethodCosts) -> BreakEven:
         return BreakEven(first.label, second.label, "undecided", None, None, (), pair)
     pair = _orient(pair)
     a, b, too_few = pair.a, pair.b, _too_few(pair)
-    apart = _describe_incomparable(pair) if too_few else ""
-    gate: tuple[Verdict, str] = ("undecided", too_few + apart) if too_few else _gate(pair)
-    verdict, why = gate
-    seeds = (_seed_count(a), _seed_count(b))
+    apart = describe_incomparable(pair) if too_few else ""
+    verdict: Verdict = "undecided"
+    verdict, why = (verdict, too_few + apart) if too_few else decide_comparable(pair)
+    seeds = (seed_count(a), seed_count(b))
     comparable = verdict != "not_reached" and not apart
     result = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds, None, comparable)
-    if not comparable or not all(_reached(method).solved.any() for method in (a, b)):
+    if not comparable or not all(reached(method).solved.any() for method in (a, b)):
         return result
     tasks = _crossing(pair)
     task_count = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
@@ -156,45 +147,36 @@ def _break_even(first: MethodCosts, second: MethodCosts) -> BreakEven:
     return result._replace(verdict=verdict, why=why, ci95=(low, high))
 
 
-def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict, str]:
+def _verdict(pair: Pair, line: Line, low: float, high: float) -> tuple[Verdict, str]:
     """Return the verdict, and its reason, from the intervals of both costs and of the tasks."""
     a, b = pair.a.label, pair.b.label
-    start, slope = line.sign(0.0), line.sign(math.inf)
-    if slope < 0:
-        _, _, upper, rounding = line.at([1.0]).one()
+    start = line.sign(0.0)
+    level = LEVEL if start else CHOSEN_LEVEL
+    if _is_same(line):
+        return "same", f"{a} and {b} cost the same, within {SAME:.0%}, up front and per solved task"
+    if line.sign(math.inf, level) < 0:
+        _, _, upper, rounding = line.at([1.0], level).one()
         if upper <= rounding:
             return "always", f"{a} costs no more than {b} from the first new task on"
+        if not start:
+            why = f"{a} costs less per solved task than {b}; which costs more up front is undecided"
+            return "undecided", f"{why}: {_describe_difference(pair, line, 0.0, LEVEL)}"
         if high <= FACTOR * low:
             return "pays", f"{a} costs more up front than {b} and less per solved task"
         ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
         return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
-    value, lower, upper, rounding = line.at([math.inf]).one()
+    _, lower, _, rounding = line.at([math.inf]).one()
     if start > 0 and lower >= -rounding:
         return "never", f"{a} costs more up front than {b} and no less per solved task"
-    if _is_same(line):
-        return "same", f"{a} and {b} cost the same, within {SAME:.0%}, up front and per solved task"
-    return "undecided", (
-        f"which of the two is cheaper per solved task is undecided: the difference {a} - {b} is "
-        f"{value:.3g} (95 % interval {lower:.3g} to {upper:.3g})"
-    )
+    why = _describe_difference(pair, line, math.inf, level)
+    return "undecided", f"which of the two is cheaper per solved task is undecided: {why}"
 
 
-def _describe_incomparable(pair: _Pair) -> str:
-    """Return why these point estimates allow no count, after "; "; empty if they do.
-
-    Names the methods that solved too few of these tasks; if there are none, a gap between the
-    fractions that is too large."""
-    solved = [float(_reached(method).solved.mean()) for method in pair[:2]]
-    unsolved = "".join(
-        f"; {method.label} solved {fraction:.0%} of {_name_tasks(pair, method)}, "
-        f"fewer than {LEAST_SOLVED:.0%}"
-        for method, fraction in zip(pair[:2], solved)
-        if fraction < LEAST_SOLVED - PRECISION
-    )
-    gap = solved[0] - solved[1]
-    if unsolved or abs(gap) <= LARGEST_GAP + PRECISION:
-        return unsolved
-    return f"; {_describe_gap(pair, gap, _points(gap))}: no common level"
+def _describe_difference(pair: Pair, line: Line, tasks: float, level: float) -> str:
+    """Return the difference after so many tasks with its interval; an infinite number: per task."""
+    value, low, high, _ = line.at([tasks], level).one()
+    interval = f"{100 * level:g} % interval {low:.3g} to {high:.3g}"
+    return f"the difference {pair.a.label} - {pair.b.label} is {value:.3g} ({interval})"
 
 
 def _is_same(line: Line) -> bool:
@@ -206,87 +188,33 @@ def _is_same(line: Line) -> bool:
     return True
 
 
-def _gate(pair: _Pair) -> tuple[Verdict, str]:
-    """Return ("undecided", "") if both solve enough tasks and about equally many, by intervals;
-    else a verdict and its reason."""
-    doubts: list[str] = []
-    for method in pair[:2]:
-        fraction, low, high = share_interval(_reached(method).solved)
-        size = _percent(fraction, low, high)
-        text = f"{method.label} solved {size} of {_name_tasks(pair, method)}"
-        if high < LEAST_SOLVED - PRECISION:
-            return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
-        if low < LEAST_SOLVED - PRECISION:
-            doubts.append(f"{text}, possibly fewer than {LEAST_SOLVED:.0%}")
-    value, half = _gap(pair)
-    ends = [max(-1.0, abs(value) - half), min(1.0, abs(value) + half)]
-    low_end, high_end = (f"{100 * end:.0f}" for end in ends)
-    text = _describe_gap(pair, value, f"{_points(value)} ({low_end} to {high_end})")
-    if abs(value) - half > LARGEST_GAP + PRECISION:
-        return "not_reached", f"{text}: no common level"
-    if abs(value) + half > LARGEST_GAP + PRECISION:
-        doubts.append(f"{text}, possibly above {_points(LARGEST_GAP)}")
-    return "undecided", "; ".join(doubts)
-
-
-def _gap(pair: _Pair) -> tuple[float, float]:
-    """Return the difference of the fractions solved, a - b, and its half width."""
-    no_cost = [np.zeros(len(method.seeds)) for method in pair[:2]]
-    fractions = [_reached(method).solved.astype(np.float64) for method in pair[:2]]
-    line = difference(*map(Costs, no_cost, fractions), paired=pair.paired)
-    value, _, high, _ = line.at([math.inf]).one()
-    return value, high - value
-
-
-def _describe_gap(pair: _Pair, value: float, size: str) -> str:
-    """Return which of the two solved the larger fraction; `value` is a - b, `size` how much."""
-    more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
-    tasks = f"{_name_tasks(pair, more, fewer)}," if pair.shortened else "tasks"
-    return f"{more.label} solved a larger fraction of {tasks} than {fewer.label}, by {size}"
-
-
-def _name_tasks(pair: _Pair, *methods: MethodCosts) -> str:
-    """Return "its tasks", or the first ones if a method was tested on more than the pair."""
-    if not any(method.label in pair.shortened for method in methods):
-        return "its tasks"
-    count = _reached(pair.a).cost.shape[1]
-    first = f"the first {count} tasks" if count != 1 else "the first task"
-    return f"{first}, which both were tested on"
-
-
-def _points(difference: float) -> str:
-    """Format the size of a difference of fractions."""
-    text = f"{100 * abs(difference):.0f}"
-    return f"{text} point{'s' * (text != '1')}"
-
-
-def _percent(value: float, low: float, high: float) -> str:
-    return f"{value:.0%} ({max(-1.0, low):.0%} to {min(1.0, high):.0%})"
-
-
 def _comparable(first: MethodCosts, second: MethodCosts) -> bool:
     """Return whether both solve enough tasks and about equally many, by intervals; by point
     estimates if there are too few seeds or tasks for intervals."""
     pair = _align(first, second)
     if isinstance(pair, str):
         return True
-    return not _describe_incomparable(pair) if _too_few(pair) else _gate(pair) == ("undecided", "")
+    return (
+        not describe_incomparable(pair)
+        if _too_few(pair)
+        else decide_comparable(pair) == ("undecided", "")
+    )
 
 
-def _too_few(pair: _Pair) -> str:
+def _too_few(pair: Pair) -> str:
     """Return why there are too few seeds or tasks for a verdict; empty if there are enough."""
-    tasks = _reached(pair.a).cost.shape[1]
+    tasks = reached(pair.a).cost.shape[1]
     if tasks < LEAST_TASKS:
         return f"{tasks} common tasks are too few for an interval, which needs {LEAST_TASKS}"
-    fewest = min(pair[:2], key=_seed_count)
-    if _seed_count(fewest) < LEAST_SEEDS:
-        count = _seed_count(fewest)
+    fewest = min(pair[:2], key=seed_count)
+    if seed_count(fewest) < LEAST_SEEDS:
+        count = seed_count(fewest)
         seeds = f"{count} seed{'s' * (count != 1)}"
         return f"{fewest.label} has {seeds}: a verdict needs at least {LEAST_SEEDS}"
     return ""
 
 
-def _align(first: MethodCosts, second: MethodCosts) -> _Pair | str:
+def _align(first: MethodCosts, second: MethodCosts) -> Pair | str:
     """Return both on their common tasks, and on common seeds if they are paired; the reason if a
     cost was not measured."""
     both = (first, second)
@@ -296,31 +224,31 @@ def _align(first: MethodCosts, second: MethodCosts) -> _Pair | str:
     for method in both:
         _check_finite(method)
     common = set(first.seeds) & set(second.seeds)
-    paired = len(common) > 0 and _origin(first) == _origin(second)
-    counts = [_reached(method).cost.shape[1] for method in both]
+    paired = len(common) > 0 and origin(first) == origin(second)
+    counts = [reached(method).cost.shape[1] for method in both]
     tasks = min(counts)
     a, b = (
         _subset(method, [not paired or seed in common for seed in method.seeds], tasks)
         for method in both
     )
     shortened = tuple(method.label for method, count in zip(both, counts) if count > tasks)
-    return _Pair(a, b, paired, shortened)
+    return Pair(a, b, paired, shortened)
 
 
-def _orient(pair: _Pair) -> _Pair:
+def _orient(pair: Pair) -> Pair:
     """Put the higher up-front cost first, by its interval; if these are not distinguished, the
     lower cost per task."""
-    up = [float(_up_front(method).mean()) for method in pair[:2]]
-    task_costs = [_cost_per_task(method) for method in pair[:2]]
+    up = [float(up_front(method).mean()) for method in pair[:2]]
+    task_costs = [cost_per_task(method) for method in pair[:2]]
     distinguished = _without_rounding(*up) != 0
     if (
         distinguished
-        and min(map(_seed_count, pair[:2])) >= 2
+        and min(map(seed_count, pair[:2])) >= 2
         and all(map(math.isfinite, task_costs))
     ):
         distinguished = (
             total_difference(*pair[:2], paired=pair.paired).sign(0.0) != 0
-            if _reached(pair.a).cost.shape[1] > 1
+            if reached(pair.a).cost.shape[1] > 1
             else distinguished
         )
     swap = up[0] < up[1] if distinguished else _without_rounding(*task_costs) > 0
@@ -330,18 +258,17 @@ def _orient(pair: _Pair) -> _Pair:
 def total_difference(a: MethodCosts, b: MethodCosts, *, paired: bool) -> Line:
     """Return the difference of total costs a - b."""
     first, second = (
-        costs_of_solved(_up_front(method), _reached(method)).timed(method.timing)
-        for method in (a, b)
+        costs_of_solved(up_front(method), reached(method)).timed(method.timing) for method in (a, b)
     )
     return difference(first, second, paired=paired)
 
 
-def _crossing(pair: _Pair) -> float:
-    costs = [(float(_up_front(method).mean()), _cost_per_task(method)) for method in pair[:2]]
+def _crossing(pair: Pair) -> float:
+    costs = [(float(up_front(method).mean()), cost_per_task(method)) for method in pair[:2]]
     return crossing(*costs[0], *costs[1])
 
 
-def _leave_one_out(pair: _Pair) -> tuple[tuple[int, float], ...]:
+def _leave_one_out(pair: Pair) -> tuple[tuple[int, float], ...]:
     """Return the crossing without each seed, if both have another."""
     crossings = []
     for seed in sorted({*pair.a.seeds, *pair.b.seeds}):
@@ -349,52 +276,28 @@ def _leave_one_out(pair: _Pair) -> tuple[tuple[int, float], ...]:
             _subset(method, [other != seed for other in method.seeds], None) for method in pair[:2]
         )
         if a.seeds and b.seeds:
-            crossings.append((seed, _crossing(_Pair(a, b, pair.paired))))
+            crossings.append((seed, _crossing(Pair(a, b, pair.paired))))
     return tuple(crossings)
 
 
 def _subset(method: MethodCosts, mask: Sequence[bool], tasks: int | None) -> MethodCosts:
     """Return the method's costs for some seeds and the first tasks."""
     indices = np.flatnonzero(mask)
-    reached = _reached(method)
+    found = reached(method)
     return method._replace(
         seeds=tuple(method.seeds[index] for index in indices),
-        up_front=_up_front(method)[indices],
-        found=Reached(reached.solved[indices, :tasks], reached.cost[indices, :tasks]),
+        up_front=up_front(method)[indices],
+        found=Reached(found.solved[indices, :tasks], found.cost[indices, :tasks]),
     )
 
 
 def _check_finite(method: MethodCosts) -> None:
     for name, values in (
-        ("the up-front cost", _up_front(method)),
-        ("the cost of a task", _reached(method).cost),
+        ("the up-front cost", up_front(method)),
+        ("the cost of a task", reached(method).cost),
     ):
         if values.size == 0 or not np.isfinite(values).all():
             raise ValueError(
                 f"{name} of {method.label} must be finite numbers, one for each seed; "
                 f"got {values.ravel()[:5].tolist()}: use None for a cost that was not measured"
             )
-
-
-def _up_front(method: MethodCosts) -> Array:
-    assert method.up_front is not None
-    return method.up_front
-
-
-def _reached(method: MethodCosts) -> Reached:
-    assert method.found is not None
-    return method.found
-
-
-def _cost_per_task(method: MethodCosts) -> float:
-    """Return the cost per solved task; infinite if none was solved."""
-    cost = cost_per_solved(_reached(method))
-    return math.inf if cost is None else cost
-
-
-def _seed_count(method: MethodCosts) -> int:
-    return len(method.seeds)
-
-
-def _origin(method: MethodCosts) -> str:
-    return method.origin or method.label

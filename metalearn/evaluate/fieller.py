@@ -7,11 +7,12 @@ the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean 
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
 Seconds per task are medians of rounds of timing. Their variance, on the degrees of freedom of the
-rounds, is one more part of the variance of c (`timing`).
+rounds, is one more part of the variance of c (`Costs.timed`).
 
 The part of a cost that is due to failed tasks has an interval that is not symmetric, and enters
 with a `Stretch`: the lower limit of a - b is made of the lower limit of a and the upper one of b
-(MOVER; Zou & Donner 2008, Statistics in Medicine 27(10), section 2).
+(MOVER; Zou & Donner 2008, Statistics in Medicine 27(10), section 2). A variance that the tables of
+seeds and tasks do not show enters as `Extra`.
 
 Letters: S seeds, E tasks, N numbers of tasks."""
 
@@ -39,6 +40,14 @@ class Stretch(NamedTuple):
     above: float = 1.0
 
 
+class Extra(NamedTuple):
+    """A variance of the cost per task that its table does not show, for both of its limits."""
+
+    below: float
+    above: float
+    freedom: float
+
+
 class Costs(NamedTuple):
     """Costs of one method: before the first task, and per task."""
 
@@ -46,14 +55,14 @@ class Costs(NamedTuple):
     per_task: Array  # [S, E], its mean is the cost of one solved task
     failures: Array | float = 0.0  # [S, E], the part of per_task that is due to failed tasks
     stretch: Stretch = Stretch()  # of the interval of that part
-    # (variance of the mean of per_task due to its measurement, degrees of freedom)
-    timing: tuple[tuple[float, float], ...] = ()
+    extra: tuple[Extra, ...] = ()
 
     def timed(self, relative_variances: Sequence[tuple[float, float]]) -> Costs:
         """Return the costs with the variance of timing, given relative to the cost of a task."""
         square = float(self.per_task.mean()) ** 2
-        timing = tuple((square * variance, freedom) for variance, freedom in relative_variances)
-        return self._replace(timing=timing)
+        variances = [(square * variance, freedom) for variance, freedom in relative_variances]
+        timing = [Extra(variance, variance, freedom) for variance, freedom in variances]
+        return self._replace(extra=(*self.extra, *timing))
 
 
 class Limits(NamedTuple):
@@ -79,23 +88,21 @@ class Spread(NamedTuple):
 
     seeds: tuple[tuple[Array, float], ...]  # (covariance [2, 2] of start and slope, freedom)
     tasks: tuple[tuple[float, float], ...]  # (variance of the slope over tasks, freedom)
-    timing: tuple[tuple[float, float], ...] = ()  # (variance of the slope by timing, freedom)
+    extra: tuple[tuple[float, float], ...] = ()  # (variance of the slope, freedom)
 
-    def half_width(self, weights: Array) -> Array:
+    def half_width(self, weights: Array, level: float = LEVEL) -> Array:
         """Distance of the limit from the estimate: weights [2, N] of start and slope -> [N]."""
         parts: list[tuple[ArrayLike, float]] = [
             (np.einsum("in,ij,jn->n", weights, covariance, weights), freedom)
             for covariance, freedom in self.seeds
         ]
         over_seeds = np.asarray(sum(np.asarray(variance) for variance, _ in parts))
-        over_tasks, timing = (
-            [(weights[1] ** 2 * variance, freedom) for variance, freedom in variances]
-            for variances in (self.tasks, self.timing)
-        )
+        over_tasks = [(weights[1] ** 2 * variance, freedom) for variance, freedom in self.tasks]
+        extra = [(weights[1] ** 2 * variance, freedom) for variance, freedom in self.extra]
         variance = bounded_sum([over_seeds, *(task_variance for task_variance, _ in over_tasks)])
-        variance = variance + sum(timing_variance for timing_variance, _ in timing)
-        freedom = satterthwaite(variance, [*parts, *over_tasks, *timing])
-        return np.asarray(t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+        variance = np.asarray(variance + sum(part for part, _ in extra))
+        freedom = satterthwaite(variance, [*parts, *over_tasks, *extra])
+        return np.asarray(t_quantile((1 + level) / 2, freedom) * np.sqrt(variance))
 
 
 class Line(NamedTuple):
@@ -107,21 +114,21 @@ class Line(NamedTuple):
     below: Spread
     above: Spread
 
-    def at(self, tasks: ArrayLike) -> Limits:
-        """Return the difference after n tasks: [N] -> [N] each.
+    def at(self, tasks: ArrayLike, level: float = LEVEL) -> Limits:
+        """Return the difference after n tasks, with limits of this level: [N] -> [N] each.
 
         An infinite n gives the slope alone."""
         n = np.asarray(tasks, np.float64)
         endless = np.isinf(n)
         weights = np.stack([np.where(endless, 0.0, 1.0), np.where(endless, 1.0, n)])  # [2, N]
         value = self.start * weights[0] + self.slope * weights[1]
-        below, above = self.below.half_width(weights), self.above.half_width(weights)
+        below, above = (part.half_width(weights, level) for part in (self.below, self.above))
         rounding = PRECISION * (np.asarray(self.size) @ weights)
         return Limits(value, value - below, value + above, rounding)
 
-    def sign(self, tasks: float) -> int:
+    def sign(self, tasks: float, level: float = LEVEL) -> int:
         """Return 1 or -1 if the difference after n tasks is distinguished from 0, else 0."""
-        limits = self.at([tasks])
+        limits = self.at([tasks], level)
         return 0 if limits.holds_zero[0] else int(math.copysign(1, limits.value[0]))
 
 
@@ -135,19 +142,21 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
     size = [
         float(np.abs(first.mean()) + np.abs(second.mean())) for first, second in zip(a[:2], b[:2])
     ]
-    below = _spread(a, b, a.stretch.below, b.stretch.above, paired)
-    symmetric = a.stretch == b.stretch == Stretch()
-    above = below if symmetric else _spread(a, b, a.stretch.above, b.stretch.below, paired)
+    below = _spread(a, b, paired, lower=True)
+    symmetric = a.stretch == b.stretch == Stretch() and not (a.extra or b.extra)
+    above = below if symmetric else _spread(a, b, paired, lower=False)
     return Line(start, slope, (size[0], size[1]), below, above)
 
 
-def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool) -> Spread:
-    """Return the spread of a - b, with the part due to failures of each stretched."""
-    timing = (*a.timing, *b.timing)
-    a, b = (
-        Costs(side.up_front, side.per_task + (factor - 1) * side.failures)
-        for side, factor in ((a, stretch_a), (b, stretch_b))
-    )
+def _spread(a: Costs, b: Costs, paired: bool, *, lower: bool) -> Spread:
+    """Return the spread of the lower or upper limit of a - b, with failures stretched."""
+    limits = ((a, lower), (b, not lower))
+    extra = [
+        (part.below if is_lower else part.above, part.freedom)
+        for side, is_lower in limits
+        for part in side.extra
+    ]
+    a, b = (_stretched(side, lower=is_lower) for side, is_lower in limits)
     gap = a.per_task.mean(0) - b.per_task.mean(0)
     sides = [Costs(a.up_front - b.up_front, a.per_task - b.per_task)] if paired else [a, b]
     seeds, tasks = [], [(float(gap.var(ddof=1)) / len(gap), len(gap) - 1.0)]
@@ -157,7 +166,13 @@ def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool
         seeds.append((np.cov(means, ddof=1) / count, count - 1.0))
         residual = float(mean_squares(side.per_task).residual)
         tasks.append((-residual / (count * width), (count - 1.0) * (width - 1.0)))
-    return Spread(tuple(seeds), tuple(tasks), timing)
+    return Spread(tuple(seeds), tuple(tasks), tuple(extra))
+
+
+def _stretched(costs: Costs, *, lower: bool) -> Costs:
+    """Return costs whose symmetric interval has the distance of the lower or upper limit."""
+    factor = costs.stretch.below if lower else costs.stretch.above
+    return Costs(costs.up_front, costs.per_task + (factor - 1) * costs.failures)
 
 
 def root(line: Line) -> float:

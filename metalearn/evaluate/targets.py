@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.fieller import Costs, Stretch
+from metalearn.evaluate.fieller import PRECISION, Costs, Extra, Stretch
 from metalearn.evaluate.random_effects import LEVEL, standard_error
 from metalearn.evaluate.students_t import t_quantile
 
@@ -101,20 +101,43 @@ def share_interval(solved: Bools) -> tuple[float, float, float]:
 
     [S, E] -> 3 numbers. All p with |fraction - p| <= t sqrt(p (1 - p) / n) (Wilson 1927, JASA
     22(158), p. 209): the variance is that at the limit, so a fraction of 0 or 1 has a width, and no
-    limit is beyond them. The effective n is (k + 1/2) (m - k + 1/2) / (m + 1)^2 over the variance
-    of the fraction, k of m = S E being solved (after Korn & Graubard 1998, Survey Methodology
-    24(2)), and at most m. There seeds and tasks show no variation beyond chance, and t has m - 1
-    degrees of freedom."""
-    size, solved_count = solved.size, int(solved.sum())
-    fraction, effective_size, freedom = solved_count / size, float(size), size - 1.0
-    error, error_freedom = (float(part) for part in standard_error(solved.astype(np.float64)))
-    chance = (solved_count + 0.5) * (size - solved_count + 0.5) / (size + 1) ** 2
-    if error**2 * size > chance:
-        effective_size, freedom = chance / error**2, error_freedom
-    t2_over_n = float(t_quantile((1 + LEVEL) / 2, freedom)) ** 2 / effective_size
+    limit is beyond them. A table with few failures does not show whether all seeds fail on the same
+    tasks. The interval is therefore at least as wide as with two tasks more, of which all seeds
+    solve one and none the other: without a failure n is about the number of tasks, whatever the
+    number of seeds."""
+    seeds, tasks = solved.shape
+    fraction = float(solved.mean())
+    extended = np.concatenate([solved, np.tile([False, True], (seeds, 1))], 1)
+    t2_over_n = max(_t2_over_n(solved, 0.5), _t2_over_n(extended, 0.0) * (tasks + 2) / tasks)
     center = (fraction + t2_over_n / 2) / (1 + t2_over_n)
     half = math.sqrt(t2_over_n * fraction * (1 - fraction) + t2_over_n**2 / 4) / (1 + t2_over_n)
     return fraction, max(0.0, center - half), min(1.0, center + half)
+
+
+def _t2_over_n(solved: Bools, correction: float) -> float:
+    """Return t^2 / n for the effective number n of tasks in a table [S, E].
+
+    n is p (1 - p) over the variance of the fraction p solved (after Korn & Graubard 1998, Survey
+    Methodology 24(2)), with p (1 - p) = (k + c) (m - k + c) / (m + 2 c)^2 for k of m = S E and the
+    correction c, and at most m. There seeds and tasks show no variation beyond chance, and t has
+    m - 1 degrees of freedom."""
+    size, count = solved.size, int(solved.sum())
+    effective_size, freedom = float(size), size - 1.0
+    error, error_freedom = (float(part) for part in standard_error(solved.astype(np.float64)))
+    chance = (count + correction) * (size - count + correction) / (size + 2 * correction) ** 2
+    if error**2 * size > chance:
+        effective_size, freedom = chance / error**2, error_freedom
+    return float(t_quantile((1 + LEVEL) / 2, freedom)) ** 2 / effective_size
+
+
+def shares_of_solved(solved: Bools) -> Costs:
+    """Return the fraction of tasks solved as a mean of [S, E], with the limits of its interval.
+
+    There are no costs before the first task."""
+    fraction, low, high = share_interval(solved)
+    shares = solved.astype(np.float64)
+    stretch, extra = _widen(solved, 1.0, fraction - low, high - fraction)
+    return Costs(np.zeros(len(solved)), shares, shares, stretch, extra)
 
 
 def costs_of_solved(up_front: Array, reached: Reached) -> Costs:
@@ -124,25 +147,31 @@ def costs_of_solved(up_front: Array, reached: Reached) -> Costs:
     solved) / fraction, whose mean is r and whose variance is that of r to first order (Cochran
     1977, Sampling Techniques, section 2.11). The part of failures, r (fraction - solved) /
     fraction, is stretched to the limits of the fraction; the variation of cost is not. If all are
-    solved, it has no width: equal costs then count as equal."""
+    solved, that part does not vary, and its limits enter as a variance of their own."""
     solved = reached.solved.astype(np.float64)
-    fraction = float(solved.mean())
+    fraction, low, high = share_interval(reached.solved)
     per_solved = float(reached.cost.mean()) / fraction
     per_task = per_solved + (reached.cost - per_solved * solved) / fraction
     failures = per_solved * (fraction - solved) / fraction
-    return Costs(up_front, per_task, failures, stretch_of_cost(reached.solved))
+    distances = per_solved * (1 - fraction / high), per_solved * (fraction / low - 1)
+    stretch, extra = _widen(reached.solved, per_solved / fraction, *distances)
+    return Costs(up_front, per_task, failures, stretch, extra)
 
 
-def stretch_of_cost(solved: Bools) -> Stretch:
-    """Return distances of 1 / p at the limits of the fraction p, over the symmetric ones.
+def _widen(
+    solved: Bools, unit: float, below: float, above: float
+) -> tuple[Stretch, tuple[Extra, ...]]:
+    """Return what gives a mean of `unit` times the tasks solved limits at these distances.
 
-    [S, E] -> Stretch; 1 if nothing varies."""
-    fraction, low, high = share_interval(solved)
+    They are relative to its symmetric interval, or variances if nothing varies."""
     error, freedom = (float(part) for part in standard_error(solved.astype(np.float64)))
-    if not error:
-        return Stretch()
-    half = float(t_quantile((1 + LEVEL) / 2, freedom)) * error / fraction
-    return Stretch((1 - fraction / high) / half, (fraction / low - 1) / half)
+    varies = error > PRECISION
+    freedom = freedom if varies else max(1.0, solved.shape[1] - 1.0)
+    t = float(t_quantile((1 + LEVEL) / 2, freedom))
+    if varies:
+        half = t * error * unit
+        return (Stretch(below / half, above / half) if half else Stretch()), ()
+    return Stretch(), (Extra((below / t) ** 2, (above / t) ** 2, freedom),)
 
 
 def share_by_cost(reached: Reached) -> Share:
@@ -165,6 +194,13 @@ def median_cost(curve: Share) -> float | None:
     """Return the cost by which half of the tasks reached the target; None if fewer do."""
     enough = np.flatnonzero(curve.share >= 0.5)
     return float(curve.cost[enough[0]]) if enough.size else None
+
+
+def least_level(chance: float) -> float:
+    """Return the least accuracy that counts as solved: what a random guess seldom reaches.
+
+    It is twice chance; for 2 classes, where that is 1, halfway between chance and 1."""
+    return min(2 * chance, (1 + chance) / 2)
 
 
 def from_validation(best: float, *, higher: bool, share: float = 0.9) -> float:

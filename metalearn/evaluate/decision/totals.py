@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.breakeven import LEAST_SOLVED
+from metalearn.evaluate.comparable import LEAST_SOLVED
 from metalearn.evaluate.fieller import Costs, difference
 from metalearn.evaluate.targets import Reached, costs_of_solved
 

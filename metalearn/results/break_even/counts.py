@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_levels, break_evens
+from metalearn.evaluate.breakeven import BreakEven, at_common_levels, break_evens
+from metalearn.evaluate.comparable import MethodCosts
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.fieller import PRECISION
-from metalearn.evaluate.targets import cost_per_solved
+from metalearn.evaluate.targets import cost_per_solved, least_level
 from metalearn.results.break_even.solved import Stop, point_of, stopped_outcomes
 from metalearn.results.contrasts import Pair
 from metalearn.results.costs import (
@@ -228,13 +229,6 @@ def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
     least = least_level(groups[0].first.chance) - PRECISION
     multiples = [number / 20 for number in range(20, 0, -1)]
     return [value, *(level for level in multiples if least <= level < value)]
-
-
-def least_level(chance: float) -> float:
-    """Return the easiest level that chance does not reach.
-
-    It is twice chance; for 2 classes, where that is 1, halfway between chance and 1."""
-    return min(2 * chance, (1 + chance) / 2)
 
 
 def _row(axis: Axis, count: BreakEven, rule: VerdictRule) -> Json:

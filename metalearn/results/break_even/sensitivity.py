@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from metalearn.evaluate.breakeven import BreakEven, MethodCosts, break_evens
+from metalearn.evaluate.breakeven import BreakEven, break_evens
+from metalearn.evaluate.comparable import MethodCosts
 from metalearn.evaluate.cost_block import Axis
 from metalearn.results.break_even.counts import SCOPES, CostScope, method_costs
 from metalearn.results.break_even.solved import Stop
