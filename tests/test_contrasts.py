@@ -149,9 +149,23 @@ def test_experiment_files_name_contrasts_and_levels() -> None:
         ({"contrasts": "maml"}, "pairs of labels"),
         ({"evaluate": {"targets": [0.8, 0.4]}}, "ascending"),
         ({"evaluate": {"targets": [0.3, 0.8]}}, "twice chance"),
+        ({"evaluate": {"target": {"value": 0.25}}}, "evaluate.target.value.*twice chance"),
     ):
         with pytest.raises(ConfigError, match=text):
             parse({**data, **bad})
+
+
+def test_two_classes_have_levels_between_halfway_and_1() -> None:
+    """Twice chance is 1 there: levels, the target and the map begin at 0.75."""
+    data: dict[str, Any] = {"method": {"name": "maml"}, "task": {"source": "glyphs", "ways": 2}}
+    for level in (0.75, 0.8, 1.0):
+        evaluate = {"targets": [level], "target": {"value": level}}
+        assert parse({**data, "evaluate": evaluate}).experiments[0].evaluate.targets == (level,)
+    for evaluate in ({"targets": [0.7]}, {"target": {"value": 0.7}}):
+        with pytest.raises(ConfigError, match=r"0\.75 \(halfway between chance and 1\)"):
+            parse({**data, "evaluate": evaluate})
+    loss: dict[str, Any] = {"targets": [0.1], "target": {"metric": "loss", "value": 0.1}}
+    assert parse({**data, "evaluate": loss}).experiments[0].evaluate.targets == (0.1,)
 
 
 def test_levels_that_are_not_given_leave_the_hash_as_it_was() -> None:

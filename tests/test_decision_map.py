@@ -251,6 +251,13 @@ def test_regression_has_targets_of_the_loss(tmp_path: Path) -> None:
     assert {"maml", "scratch"} & {name for q in found["winner"] for row in q for name in row}
 
 
+def test_the_map_begins_at_the_least_level(tmp_path: Path) -> None:
+    """At 5 ways; at 25 %, every fifth task of 25 queries is solved by guessing."""
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.6})["decision_map"]
+    assert found["targets"][:3] == [0.4, 0.45, 0.5]
+
+
 def test_the_command_prints_one_paragraph(rows: Path) -> None:
     done = CliRunner().invoke(app, ["recommend", str(rows), "--tasks", "1e3", "--queries", "100"])
     assert done.exit_code == 0, done.output
@@ -262,7 +269,7 @@ def test_the_command_prints_one_paragraph(rows: Path) -> None:
 def test_the_map_in_python_and_on_the_page(rows: Path) -> None:
     found = Comparison(rows)
     text = found.decision_map()
-    assert "75 queries per task (as tested), cheapest in flops:" in text and "B proto_net" in text
+    assert "75 queries per task (as tested), cheapest in flops:" in text and "A proto_net" in text
     assert "cheapest in seconds" in found.decision_map("seconds")
     assert len(found.plot("decision-flops").axes) == 4
     with pytest.raises(ConfigError, match="unknown axis"):

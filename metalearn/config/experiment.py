@@ -28,7 +28,7 @@ from metalearn.config.file import (
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.plugins import load_entry_points, load_plugins, plugins_of, unloaded
 from metalearn.config.registry import METHODS, TABLES
-from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange
+from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange, low_targets
 from metalearn.config.tuning import tune_ranges
 from metalearn.config.validate import Problems, partly_validated, validated
 from metalearn.errors import ConfigError, did_you_mean
@@ -342,13 +342,11 @@ def _check_start(
 
 
 def _low_targets(evaluate: Any, task: Any) -> Problems:
-    """Return problems of accuracy targets below twice the accuracy of a random guess."""
+    """Return problems of targets of accuracy that a random guess reaches too often."""
     ways = dict(task).get("ways") if isinstance(task, TaskComponent) else None
     if not isinstance(evaluate, Evaluate) or type(ways) is not int or ways < 2:
         return []
-    low = [level for level in evaluate.targets if level < 2 / ways - 1e-9 or level > 1]
-    text = f"must be between {2 / ways:.3g} (twice chance) and 1 (got {low})"
-    return [("evaluate.targets", text)] if low else []
+    return low_targets(evaluate, ways)
 
 
 def _with_overlay(base: dict[str, Any], overlay: dict[str, Any], tag: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from metalearn.component import Component, option
+from metalearn.evaluate.targets import least_level
 from metalearn.tracking.settings import Track
 
 Executor = Literal[
@@ -235,6 +236,23 @@ class Evaluate(Component):
     @property
     def headline(self) -> int | str:
         return self.steps[-1] if self.headline_step is None else self.headline_step
+
+
+def low_targets(evaluate: Evaluate, ways: int) -> list[tuple[str, str]]:
+    """Return (key, problem) of levels of accuracy below `least_level`, or above 1."""
+    named = {"evaluate.targets": evaluate.targets}
+    if evaluate.target is not None:
+        if evaluate.target.metric != "accuracy":
+            return []
+        named["evaluate.target.value"] = (evaluate.target.value,)
+    least = least_level(1 / ways)
+    rule = "twice chance" if ways > 2 else "halfway between chance and 1"
+    problems = []
+    for key, levels in named.items():
+        low = [level for level in levels if level < least - 1e-9 or level > 1]
+        if low:
+            problems.append((key, f"must be between {least:.3g} ({rule}) and 1 (got {low})"))
+    return problems
 
 
 class Budget(Component):

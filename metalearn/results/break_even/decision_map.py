@@ -135,11 +135,11 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
 def target_grid(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:
     """Return the targets of the map, from the easiest to the hardest, with `levels` among them.
 
-    They are every 5 points above chance; for a loss, from 16 times the target down to a quarter of
-    it, in factors of the square root of 2."""
+    They are multiples of 5 points from `least_level` up; for a loss, from 16 times the target down
+    to a quarter of it, in factors of the square root of 2."""
     value = float(target["value"])
     if target["metric"] == "accuracy":
-        least = groups[0].first.chance + 0.05
+        least = targets.least_level(groups[0].first.chance)
         steps = [number / 20 for number in range(1, 20) if number / 20 >= least - 1e-9]
         return sorted({*steps, *levels, value, 0.98})
     scale = {value * 2 ** (number / 2) for number in range(-4, 9)}
