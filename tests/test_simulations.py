@@ -143,9 +143,9 @@ def test_equal_seconds_are_seldom_said_to_pay(share: float, variation: float) ->
 
 
 def test_seconds_without_the_noise_of_timing_are_refused() -> None:
-    for share, least in ((0.9, 0.1), (1.0, 0.3)):
-        found = study_timing(EQUAL_SECONDS[share], 0.07, REPEATS // 4, with_variance=False)
-        assert found.verdicts["pays"] > least
+    for costs in EQUAL_SECONDS.values():
+        found = study_timing(costs, 0.07, REPEATS // 4, with_variance=False)
+        assert found.verdicts["pays"] > 0.025 + slack(0.025, REPEATS // 4)
 
 
 def test_seconds_that_differ_are_said_to_pay() -> None:

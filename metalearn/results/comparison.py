@@ -34,7 +34,7 @@ FILE = "comparison.json"
 # break-even for contrasts alone, in seconds only from rows that were timed in turns. 4: limits
 # of fractions of solved tasks by Wilson, and of counts computed from them. 5: break-even estimates
 # with too few seeds at the hardest level by point estimates, none across a gap of fractions.
-# 6: the noise of timing in intervals of seconds; costs without a failure by the number of tasks, and
+# 6: the noise of timing in intervals of seconds; costs without a failure by the number of tasks;
 # `pays` only if the up-front costs are distinguished.
 RULES = 6
 
