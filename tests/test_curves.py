@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
-from metalearn.evaluate.curves import _max_chunk, learning_curve
+from metalearn.evaluate.curves import learning_curve, tasks_at_once
 from metalearn.rng import fold_in, normal
 from metalearn.tasks import Sinusoid
 from metalearn.types import (
@@ -64,9 +64,11 @@ WAVES = Sinusoid(shots=3, queries=8, amplitude=(1.0, 5.0)).build("test", dtype=F
 
 
 def test_large_networks_are_tested_few_tasks_at_once() -> None:
-    assert _max_chunk({"w": torch.zeros(112_000)}) > 50
-    assert _max_chunk({"w": torch.zeros(1).expand(11_000_000)}) == 3
-    assert _max_chunk({}) > 50
+    assert tasks_at_once(50, {"w": torch.zeros(112_000)}) == 50
+    assert tasks_at_once(50, {"w": torch.zeros(1).expand(11_000_000)}) == 3
+    assert tasks_at_once(2, {"w": torch.zeros(1).expand(11_000_000)}) == 2
+    assert tasks_at_once(50, {"w": torch.zeros(1).expand(2**30)}) == 1
+    assert tasks_at_once(50, {}) == 50
 
 
 def test_scores_of_a_regression_are_squared_errors() -> None:

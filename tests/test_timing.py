@@ -17,9 +17,13 @@ from metalearn.compare import timing
 from metalearn.compare.compare import compare
 from metalearn.config.experiment import Plan, parse
 from metalearn.errors import Stopped
+from metalearn.evaluate import curves
 from metalearn.evaluate.cost_block import EACH, total_seconds
 from metalearn.machine import Activity
 from metalearn.results.break_even.counts import method_costs
+from metalearn.run import cost
+from metalearn.run import timing as run_timing
+from metalearn.run.run import run_one
 from metalearn.run.timing import TimedRun, with_timing
 
 LABELS = ("maml", "scratch", "nas")
@@ -129,6 +133,31 @@ def test_another_row_makes_all_rows_timed_again(compared: Path) -> None:
     compare(more, compared)
     assert len(rounds(compared)) == 5 and rounds(compared)[0] != before[0]
     assert result(compared, "maml")["timing"]["rows"] == 4
+
+
+@pytest.mark.parametrize("fits", [2, 50])
+def test_the_batch_that_is_timed_is_that_of_the_test(
+    fits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large network few tasks at once are learned: 50 copies of it may not fit into memory."""
+    learned, size, measure = list[int](), min(fits, 10), cost.learning_ledger
+
+    def counted(*args: Any, **options: Any) -> Any:
+        learned.append(args[5])
+        return measure(*args, **options)
+
+    for module in (cost, run_timing):
+        monkeypatch.setattr(module, "learning_ledger", counted)
+    monkeypatch.setattr(curves, "tasks_at_once", lambda chunk, meta: min(chunk, fits))
+    monkeypatch.setattr(cost, "tasks_at_once", lambda chunk, meta: min(chunk, fits))
+    one = parse({**FILE, "methods": FILE["methods"][:1]}).experiments[0]
+    result = run_one(one, tmp_path / "run")
+    assert learned == [1, 1, 1, size, size], "three alone, a batch, a batch without steps"
+    adapt, predict = result["cost"]["adapt"], result["cost"]["predict"]
+    assert adapt["gradient_steps"] == one.evaluate.steps[-1] and predict["tasks"] == 20
+    learned.clear()
+    run_timing.open_run(tmp_path / "run").round(0)
+    assert learned == [1, size, size]
 
 
 @pytest.mark.parametrize("count", [2, 6])

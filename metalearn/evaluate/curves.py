@@ -218,7 +218,7 @@ def score_episodes(
     draw_seed: int = 0,
 ) -> Scores:
     """Return the scores of episodes span[0] to span[1] - 1, of which there is at least one."""
-    key, chunk = fold_in(seed, "episodes"), min(chunk, _max_chunk(meta))
+    key, chunk = fold_in(seed, "episodes"), tasks_at_once(chunk, meta)
     rows = []
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
@@ -247,13 +247,13 @@ def _sample(source: TaskSource, key: Key, tasks: int, start: int) -> Episode:
     return episodes
 
 
-def _max_chunk(meta: Meta) -> int:
-    """Return the number of tasks whose parameters, in several copies each, fit into 1 GiB.
+def tasks_at_once(chunk: int, meta: Meta) -> int:
+    """Return how many test tasks are learned in a batch: `chunk`, or as many as fit.
 
-    It is the same on every device: free memory varies over time, and rounding depends on the batch
-    size."""
+    The parameters of all of them, in several copies each, fit into 1 GiB. It is the same on every
+    device: free memory varies over time, and rounding depends on the batch size."""
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves(meta))
-    return max(1, 2**30 // (8 * size)) if size else 2**30
+    return min(chunk, max(1, 2**30 // (8 * size))) if size else chunk
 
 
 def make_curve(scores: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:

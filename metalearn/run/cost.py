@@ -9,7 +9,7 @@ from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
 from metalearn.evaluate.cost_block import EACH, UNKNOWN, per_query
-from metalearn.evaluate.curves import learn_keys, learner_inputs
+from metalearn.evaluate.curves import learn_keys, learner_inputs, tasks_at_once
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
 from metalearn.types import Meta, Method, TaskSource
@@ -31,7 +31,7 @@ def cost_block(
     Phases of new tasks are those of one task: `adapt` with all steps of the curve, `predict` its
     queries once. Predictions at every point of the curve are measuring, recorded under `setup`."""
     evaluate, traits = experiment.evaluate, method.traits
-    once, tasks = spent.cost(), min(evaluate.chunk, evaluate.episodes)
+    once, tasks = spent.cost(), batch_size(evaluate, meta)
 
     def learn(first: int, count: int, steps: int | None = None) -> CostLedger:
         return learning_ledger(method, meta, parts.test, evaluate, first, count, steps)
@@ -47,7 +47,7 @@ def cost_block(
         one_time = table[phase] if table[phase]["seconds"] else None
         if one_time is not None and phase not in traits.phases:
             continue  # spent for all tasks together
-        entry = batched.cost()[phase] if batched else None
+        entry = None if batched is None else _per_task_entry(batched.cost()[phase], tasks)
         row, measuring = _new_task_entry(phase, once[phase], entry, parts, evaluate, alone)
         table["setup"]["seconds"] += measuring
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
@@ -100,16 +100,16 @@ def _divide(value: float, count: int) -> float:
 
 
 def _new_task_entry(
-    phase: str, whole: Row, batched: Row | None, parts: Parts, evaluate: Evaluate, alone: float
+    phase: str, whole: Row, in_batch: Row | None, parts: Parts, evaluate: Evaluate, alone: float
 ) -> tuple[Row, float]:
     """Return the entry of one new task, and the seconds of the `whole` test that were measuring.
 
-    If features were looked up in the test, it is the entry of a batch, which computed them.
+    If features were looked up in the test, it is that of a task in a batch, which computed them.
     Without a batch, the seconds of predicting are those of a task `alone`, at one point: the test
     may have predicted all points in one pass."""
     tested, looked_up = _per_task_entry(whole, evaluate.episodes), parts.learner.frozen is not None
-    if batched is not None and (looked_up or phase == "predict"):
-        row = _per_task_entry(batched, min(evaluate.chunk, evaluate.episodes))
+    if in_batch is not None and (looked_up or phase == "predict"):
+        row = in_batch
     elif phase == "predict":
         seconds = min(alone, tested["seconds"])
         row = _per_task_entry(tested, len(evaluate.steps)) | {"seconds": seconds}
@@ -120,6 +120,12 @@ def _new_task_entry(
         return row | {"first_pass": dict.fromkeys(names, tested["seconds"])}, 0.0
     remainder = whole["seconds"] - row["seconds"] * evaluate.episodes
     return row, remainder if phase == "predict" else 0.0
+
+
+def batch_size(evaluate: Evaluate, meta: Meta) -> int:
+    """Return the number of tasks of the batch whose seconds are measured, which is that of the
+    test."""
+    return tasks_at_once(min(evaluate.chunk, evaluate.episodes), meta)
 
 
 def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None) -> None:

@@ -17,7 +17,7 @@ from metalearn.evaluate.cost_block import EACH, per_query, per_task
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.machine import cores, set_threads
 from metalearn.run.checkpoints import select_checkpoint
-from metalearn.run.cost import learning_ledger
+from metalearn.run.cost import batch_size, learning_ledger
 from metalearn.run.trained.load import load_run
 from metalearn.types import Meta, Method, TaskSource
 
@@ -45,7 +45,7 @@ class TimedRun:
         seconds = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
         if self.method.traits.host_side:
             return seconds
-        size = min(self.evaluate.chunk, self.evaluate.episodes)
+        size = batch_size(self.evaluate, self.meta)
         seconds["batched"] = self._seconds(0, size)
         if self.method.traits.uses_steps and self.evaluate.steps[-1] > 0:
             seconds["at_start"] = self._seconds(0, size, 0)
