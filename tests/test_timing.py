@@ -160,6 +160,20 @@ def test_the_batch_that_is_timed_is_that_of_the_test(
     assert learned == [1, size, size]
 
 
+def test_only_the_test_has_a_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It samples and hashes 32 tasks, a second for large images; validations do not store it."""
+    made, hashed = list[str](), curves.fingerprint
+
+    def counted(source: Any, seed: int) -> str:
+        made.append(source.spec.split)
+        return hashed(source, seed)
+
+    monkeypatch.setattr(curves, "fingerprint", counted)
+    one = parse({**FILE, "methods": FILE["methods"][:1]}).experiments[0]
+    result = run_one(one, tmp_path / "run")
+    assert made == ["test"] and len(result["episodes"]["fingerprint"]) == 64
+
+
 @pytest.mark.parametrize("count", [2, 6])
 def test_each_round_times_one_seed_of_each_row(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

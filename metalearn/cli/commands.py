@@ -189,7 +189,8 @@ def evaluate_run(
     parts = build_to_test(experiment, recorded_tasks(folder))
     _warn_of_changed_data(loaded, experiment, parts)
     metas = _select_metas(loaded, experiment)
-    tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
+    draw_seed = experiment.run.seeds[0]
+    tasks = TaskSet("test", settings.episodes, settings.seed, draw_seed, fingerprinted=True)
     ranks = ranks or ALONE
     with features_once(parts, tasks, settings.chunk, NullLedger(), ranks):
         learning_curve = curve(ranks, experiment, parts, metas, tasks, NullLedger())

@@ -14,7 +14,6 @@ from metalearn.evaluate.curves import (
     Curve,
     Scores,
     curve_points,
-    learning_curve,
     make_curve,
     score_episodes,
 )
@@ -30,6 +29,9 @@ class TaskSet(NamedTuple):
     episodes: int
     seed: int
     draw_seed: int = 0  # seed of the method's own random numbers
+    # Whether the curve has the fingerprint of the episodes: sampling and hashing 32 of them takes
+    # about a second for large images.
+    fingerprinted: bool = False
 
 
 def curve(
@@ -47,10 +49,14 @@ def curve(
     method, evaluate = parts.test_method, experiment.evaluate
     method = method if len(metas) == 1 else ensemble(method, metas)
     options: dict[str, Any] = {"chunk": evaluate.chunk, "draw_seed": tasks.draw_seed}
-    if ranks.size == 1:
-        options |= {"episodes": tasks.episodes, "seed": tasks.seed, "ledger": ledger}
-        return learning_curve(method, metas[0], source, evaluate.steps, **options)
     points = curve_points(method, source, evaluate.steps, tasks.episodes)
+    seed_of_print = tasks.seed if tasks.fingerprinted else None
+    if ranks.size == 1:
+        whole = (0, tasks.episodes)
+        all_scores = score_episodes(
+            method, metas[0], source, points, whole, tasks.seed, ledger=ledger, **options
+        )
+        return make_curve(all_scores, source, points, seed_of_print)
     first, count = ranks.share(tasks.episodes)
     own_ledger: Ledger = ledger
     if not ranks.is_first:
@@ -67,7 +73,7 @@ def curve(
     for _, entries in results[1:]:
         _add_counts(ledger, entries)
     all_scores = _concatenate([rank_scores for rank_scores, _ in results if rank_scores])
-    return make_curve(all_scores, source, points, tasks.seed)
+    return make_curve(all_scores, source, points, seed_of_print)
 
 
 def _concatenate(parts: Sequence[Scores]) -> Scores:

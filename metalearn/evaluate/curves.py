@@ -256,15 +256,19 @@ def tasks_at_once(chunk: int, meta: Meta) -> int:
     return min(chunk, max(1, 2**30 // (8 * size))) if size else chunk
 
 
-def make_curve(scores: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
-    """Return the curve of all episodes, in the order of their numbers."""
+def make_curve(
+    scores: Scores, source: TaskSource, points: tuple[int, ...], seed: int | None
+) -> Curve:
+    """Return the curve of all episodes, in the order of their numbers.
+
+    `seed` is that of the episodes, for their fingerprint; None: without a fingerprint."""
     return Curve(
         steps=points,
         metric=source.spec.metric,
         scores=scores.accuracy if source.spec.classification else scores.loss,
         loss=scores.loss,
         diverged=~scores.finite | _has_diverged(source.spec, scores.loss),
-        fingerprint=fingerprint(source, seed),
+        fingerprint="" if seed is None else fingerprint(source, seed),
         notes=scores.notes,
         nll=scores.nll,
         calibration_error=calibration_error(scores.counts.sum(0)),

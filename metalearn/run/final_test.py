@@ -39,7 +39,7 @@ def test(job: Job, metas: Sequence[Meta], step: int | None, along: Along) -> dic
 
     Returns the data of result.json, which is written last."""
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
-    tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
+    tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed, fingerprinted=True)
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
         test_curve = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
     extra_tests = inductive_test(job, metas), single_test(job, metas), along
