@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from torch import nn
 
 import metalearn as ml
 from metalearn.in_memory import hash_of
+from metalearn.models.module import READ
 from metalearn.types import EpisodeSpec
 
 SPEC = EpisodeSpec("classification", 3, 2, 2, (5,), 3, 20)
@@ -127,6 +128,47 @@ def test_what_is_changed_after_it_was_given_is_refused() -> None:
         model.build(dataclasses.replace(SPEC, shots=7))
     net.train()
     assert model.build(dataclasses.replace(SPEC, shots=7)).normalisation == "query_batch"
+
+
+@pytest.mark.parametrize(("outputs", "calls"), [(3, 1), (7, 2)])
+def test_training_test_and_new_tasks_share_one_learner(
+    outputs: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks of a large module take seconds; another number of outputs needs a new head."""
+    made = list[str]()
+
+    def counted(net: Any, spec: EpisodeSpec, **options: Any) -> Any:
+        made.append(options["head"])
+        return ml.models.from_module(net, spec, **options)
+
+    monkeypatch.setattr("metalearn.models.module.from_module", counted)
+    model = ml.models.Module(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, outputs)))
+    test = dataclasses.replace(SPEC, split="test", num_classes=5, shots=1, queries=9)
+    learners = [model.build(spec) for spec in (SPEC, test, dataclasses.replace(SPEC, ways=2))]
+    assert made == ["auto", "new"][:calls] and all(one is learners[0] for one in learners)
+    other = model.build(dataclasses.replace(SPEC, dtype=torch.float64))
+    assert other is not learners[0] and len(made) == 2 * calls
+
+
+class Watched(EpisodeSpec):
+    """Collects the fields that are read."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        Watched.seen.add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("init", ["module", "orthogonal"])
+@pytest.mark.parametrize("head", ["auto", "new", None])
+def test_learners_are_shared_by_all_that_is_read_of_a_spec(head: str | None, init: Any) -> None:
+    spec = Watched(**{field.name: getattr(SPEC, field.name) for field in dataclasses.fields(SPEC)})
+    Watched.seen.clear()
+    learner = ml.models.from_module(nn.Linear(5, 3), spec, head=head, init=init)
+    learner.module(learner.init(ml.fold_in(0)))
+    fields = {field.name for field in dataclasses.fields(SPEC)}
+    assert {"x_shape"} <= Watched.seen & fields <= set(READ)
 
 
 def test_rows_may_be_changed_after_they_were_given() -> None:

@@ -16,6 +16,8 @@ from metalearn.models.init import Scheme
 from metalearn.types import EpisodeSpec, Learner
 
 FIT = "fit"
+# What from_module reads of a spec: training, test and new tasks usually share one learner.
+READ = ("kind", "outputs", "x_shape", "dtype", "device")
 
 
 class Module(ModelComponent):
@@ -73,13 +75,16 @@ class Module(ModelComponent):
         net, inputs = self._held.value
         if isinstance(net, Learner):
             return net
-        key = (spec, self.model_dump_json())
-        if key not in self._held.made:  # its checks take seconds for a large network
+        made, fields = self._held.made, self.model_dump_json()
+        if (spec, fields) not in made:
             if isinstance(net, nn.Module) and _hash_net(net, inputs) != self._held.sha256:
                 text = "was changed after it was passed, such as by training, net.eval() or a hook"
                 raise ConfigError(("model", f"{text}: undo that, or pass a copy.deepcopy of it"))
-            self._held.made[key] = self._learner(net, inputs, spec)
-        learner: Learner = self._held.made[key]
+            form = (*(getattr(spec, name) for name in READ), fields)
+            if form not in made:  # its checks take seconds for a large network
+                made[form] = self._learner(net, inputs, spec)
+            made[spec, fields] = made[form]
+        learner: Learner = made[spec, fields]
         return learner
 
     def _learner(self, net: Any, inputs: Any, spec: EpisodeSpec) -> Learner:

@@ -232,11 +232,11 @@ def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
 
 def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
     """Return whether the output of an example depends on the others in the batch."""
-    other_values = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]
+    other_values, params = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:], perturbed(params)
     try:
         with torch.no_grad():
             first, second = (
-                learner.apply(perturbed(params), torch.cat([x[:1], neighbours]))[0]
+                learner.apply(params, torch.cat([x[:1], neighbours]))[0]
                 for neighbours in (x[1:], other_values)
             )
     except (ConfigError, RuntimeError):  # a look-up table of one row
