@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import metalearn as ml
 from metalearn.distributed.curve import TaskSet
+from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.evaluate.flops import cached_count
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.models import Pretrained
@@ -44,7 +45,8 @@ def test_features_take_the_time_of_the_phase_that_asks_for_them() -> None:
     ledger = CostLedger()
     with ledger.span("tune"), features_once(parts, TaskSet("valid", 2, 0), 2, ledger, phase="tune"):
         looked_up = cached_count(learner.features, {}, tasks.examples(fold_in(2, "x"), 4).x)
-    assert looked_up.matrix == 0
+        key_of_look_ups = fingerprint(learner)
+    assert looked_up.matrix == 0 and fingerprint(learner) != key_of_look_ups
     found = ledger.cost()
     assert found["tune"]["seconds"] > 0.1 and found["setup"]["seconds"] == 0
     assert found["tune"]["flops"] > 0 == found["setup"]["flops"]

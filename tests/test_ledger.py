@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metalearn import rng
 from metalearn.algorithms import MAML, ProtoNet, Reptile
 from metalearn.config.registry import TABLES
+from metalearn.evaluate import fingerprint as keys
 from metalearn.evaluate import flops
 from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count, count
@@ -24,7 +26,7 @@ from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.executor import make_step
 from metalearn.inner.method import broadcast_task_state
 from metalearn.kernels import native
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, from_module
 from metalearn.transfer import FineTune
 from metalearn.types import Batch, Episode, EpisodeSpec, Method
 
@@ -309,6 +311,29 @@ def test_a_function_is_counted_once_for_its_shapes(monkeypatch: pytest.MonkeyPat
     assert cached_count(made(3, 0.1), torch.zeros(6, 4)).matrix == 3 * first.matrix  # other shapes
     cached_count(made(3, 0.0), torch.zeros(2, 4))  # a rate of zero may leave a term out
     assert CALLS == [3, 5, 3, 3]
+
+
+def test_the_module_of_a_learner_is_visited_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch of a test asks for two or three keys."""
+    net = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(20)))
+    spec = EpisodeSpec("classification", 6, 1, 1, (6,), 6, 20)
+    learner = from_module(net, spec)
+    visited, visit = [0], keys._mapping
+
+    def counted(*args: Any) -> Any:
+        visited[0] += 1
+        return visit(*args)
+
+    monkeypatch.setattr(keys, "_mapping", counted)
+    numbers = list[int]()
+    for _ in range(3):
+        visited[0] = 0
+        fingerprint(MAML().build(learner, spec).learn)
+        numbers.append(visited[0])
+    assert numbers[0] > 60 and numbers[1] == numbers[2] < 10, numbers
+    assert fingerprint(learner) == fingerprint(from_module(copy.deepcopy(net), spec))
+    assert fingerprint(learner) != fingerprint(learner._replace(features=lambda params, x: x))
+    assert fingerprint(learner) != fingerprint(learner._replace(frozen="another"))
 
 
 def test_keys_tell_apart_what_differs_in_cost() -> None:

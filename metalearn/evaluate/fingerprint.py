@@ -12,11 +12,14 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from metalearn.types import Learner
 
 LONG = 256  # a container with more elements is a key by its identity alone
 # Private attributes of a torch module that count besides its public ones.
@@ -109,6 +112,27 @@ def _sequence(thing: Sequence[Any], visited: dict[int, int]) -> Any:
     return (_name(type(thing)), tuple(_key(value, visited) for value in thing))
 
 
+# By their `apply`, which their keys do not hold: for each learner with it, its key.
+_learners: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _learner(thing: Learner, visited: dict[int, int]) -> Any:
+    """Return the key of a learner, for which its functions are visited only once: they are pure.
+
+    A large module has thousands of parts, and every call of a method that is counted closes over
+    it. Fields that are not plain functions may change, such as what a frozen network looks up."""
+    if not isinstance(thing.apply, types.FunctionType):
+        return _sequence(thing, visited)
+    mark = tuple(
+        weakref.ref(part) if isinstance(part, types.FunctionType) else _key(part, {})
+        for part in thing
+    )
+    known = _learners.setdefault(thing.apply, {})
+    if mark not in known:
+        known[mark] = _sequence(thing, {})
+    return known[mark]
+
+
 def _set(thing: Set[Any], visited: dict[int, int]) -> Any:
     return ("set", frozenset(_key(value, visited) for value in thing))
 
@@ -126,6 +150,7 @@ _KINDS: tuple[tuple[Any, _Describe], ...] = (
     (functools._lru_cache_wrapper, _cached),
     (nn.Module, _module),
     (Mapping, _mapping),
+    (Learner, _learner),
     ((tuple, list), _sequence),
     ((set, frozenset), _set),
 )
