@@ -34,6 +34,9 @@ class VariableSource:
         self.data_sha256 = getattr(source, "data_sha256", "")
         self.has_object_columns = getattr(source, "has_object_columns", False)
         self.facts: dict[str, Any] = getattr(source, "facts", {})
+        self.groups: int | None = getattr(source, "groups", None)
+        self.class_names: tuple[str, ...] = getattr(source, "class_names", ())
+        self.split_rule: str = getattr(source, "split_rule", "")
 
     @property
     def chance(self) -> float:

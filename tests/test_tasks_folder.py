@@ -104,6 +104,26 @@ def test_split_seed_and_its_record(folder: Path) -> None:
     assert sorted(name for part in task.split(names, 3).values() for name in part) == list(names)
 
 
+def test_a_split_says_its_classes_and_its_rule(folder: Path, tmp_path: Path) -> None:
+    names = task_of(folder).split(tuple(COUNTS), 3)
+    order = "in an order drawn with split_seed 3"
+    for split in images.SPLITS:
+        source = task_of(folder, split_seed=3).build(split)
+        assert list(source.class_names) == names[split]
+        assert source.split_rule.startswith("by fractions ") and source.split_rule.endswith(order)
+    few = min(COUNTS, key=lambda name: COUNTS[name])
+    parts = {"train": [n for n in COUNTS if n not in names["test"]], "test": names["test"]}
+    file = tmp_path / "parts.json"
+    file.write_text(json.dumps(parts))
+    source = task_of(folder, split_file=str(file)).build("test")
+    assert list(source.class_names) == sorted(names["test"])
+    assert source.split_rule.startswith("by the file parts.json; a tenth of those of training is ")
+    same = {"same_classes": True, "shots": 1, "queries": 1, "min_images": COUNTS[few] // 2}
+    source = task_of(folder, **same).build("train")
+    assert source.split_rule.startswith("images of each class by fractions ")
+    assert set(source.class_names) <= set(COUNTS)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     classes=st.integers(2, 60),

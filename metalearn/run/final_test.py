@@ -71,6 +71,7 @@ def _write_result(
     result |= {
         "config_hash": request_hash(job.folder),
         "git": git_commit(),
+        "validation": {**_pool(parts.valid, "pool"), **_split(parts.valid, "split")},
         "inductive": inductive.record,
         **({"single": single} if single else {}),
         **({"along": along.rows} if along.rows else {}),
@@ -134,7 +135,8 @@ def describe_result(
             "fingerprint": curve.fingerprint,
         },
         # what was sampled once: a split's seed and held-out classes
-        "facts": {**getattr(parts.train, "facts", {}), **_pool(parts.test)},
+        "facts": {**getattr(parts.train, "facts", {}), **_pool(parts.test, "test_pool")},
+        **_split(parts.test, "test_split"),
         "provenance": experiment.model.provenance,
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
@@ -148,15 +150,24 @@ def describe_result(
     }
 
 
+MOST_NAMES = 100  # of classes or groups in a record
 MANY = 10**9  # sets of classes; more are not distinguished
 
 
-def _pool(source: TaskSource) -> dict[str, int]:
-    """Return how many different groups or sets of classes test tasks are sampled from, if known."""
+def _pool(source: TaskSource, key: str) -> dict[str, int]:
+    """Return how many different groups or sets of classes tasks are sampled from, if known."""
     spec, pool_size = source.spec, getattr(source, "groups", None)
     if spec.classification and spec.num_classes >= spec.ways:
         pool_size = min(math.comb(spec.num_classes, spec.ways), MANY)
-    return {} if pool_size is None else {"test_pool": pool_size}
+    return {} if pool_size is None else {key: pool_size}
+
+
+def _split(source: TaskSource, key: str) -> dict[str, Any]:
+    """Return the classes or groups of a split of the user's data, and by what rule, if known."""
+    names, rule = getattr(source, "class_names", ()), getattr(source, "split_rule", "")
+    if not rule:
+        return {}
+    return {key: {"rule": rule, "count": len(names), "names": list(names[:MOST_NAMES])}}
 
 
 def _order(source: TaskSource) -> dict[str, str]:

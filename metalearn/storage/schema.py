@@ -94,6 +94,21 @@ class _Timing(Open):
     others: Maybe = None
 
 
+class _Split(Open):
+    """The classes or groups of a split of the user's data."""
+
+    rule: Text
+    count: Count
+    names: Annotated[list[Text], Field(max_length=100)]
+
+
+class _Validation(Open):
+    """What validation tasks are sampled from."""
+
+    pool: Count | None = None  # different groups or sets of classes
+    split: _Split | None = None
+
+
 class _Tuned(Open):
     on_edge: list[str] = []
 
@@ -159,6 +174,8 @@ class Result(Open):
     timing: _Timing | None = None
     tuning: _Tuning | None = None
     inductive: _Inductive | None = None
+    validation: _Validation | None = None
+    test_split: _Split | None = None
     single: _Single | None = None
     along: list[_Along] | None = None
     uncounted: dict[str, str] | None = None
@@ -171,6 +188,9 @@ class Result(Open):
 class Target(Open):
     metric: Literal["accuracy", "loss"]
     value: float
+    label: Text | None = None  # the method whose validation score it is from
+    tasks: Count | None = None  # validation tasks of that score
+    pool: Count | None = None  # different groups or sets of classes that they are of
 
 
 class _Method(Open):

@@ -31,10 +31,8 @@ from metalearn.tasks.tables.columns import (
     check_counts,
     check_lengths,
     hash_columns,
-    hold_out,
     label_names,
-    split_by_column,
-    split_by_fractions,
+    split_labels,
     to_array,
     to_columns,
 )
@@ -186,7 +184,7 @@ class Arrays(TaskComponent):
         x = stack_inputs(columns, self._inputs(columns), "inputs")
         row_names = label_names(columns, self.group, self._target)
         names, labels = np.unique(row_names, return_inverse=True)
-        splits = self._split(columns, names, labels)
+        splits, rule = self._split(columns, names, labels)
         classes = splits[split]
         counts = {str(names[n]): int((labels == n).sum()) for n in classes}
         check_counts(counts, self.shots + self.queries, None if self.group else self.ways, split)
@@ -209,8 +207,7 @@ class Arrays(TaskComponent):
             facts |= self._check_rows(x, y, labels, splits)
         digest = hash_columns(columns) if self.path or not self.data_sha256 else self.data_sha256
         objects = any(column.dtype == object for column in columns.values())
-        sizes = list(counts.values())
-        return RowSource(rows, values, sizes, spec, digest, facts, objects, self.order)
+        return RowSource(rows, values, counts, spec, digest, facts, objects, self.order, rule)
 
     def _spec(self, x: Array, y: Array | None, num_classes: int, **where: Any) -> EpisodeSpec:
         return EpisodeSpec(
@@ -357,7 +354,7 @@ class Arrays(TaskComponent):
         self._check_columns(columns)
         row_names = label_names(columns, self.group, self._target)
         names, labels = np.unique(row_names, return_inverse=True)
-        rows = np.isin(labels, self._split(columns, names, labels)["train"])
+        rows = np.isin(labels, self._split(columns, names, labels)[0]["train"])
         x = stack_inputs(columns, self._inputs(columns), "inputs")
         y = self._values(columns) if self.standardise_targets else None
         fields, pair = ("moments", "target_moments"), self._moments(x, y, np.flatnonzero(rows))
@@ -372,13 +369,11 @@ class Arrays(TaskComponent):
 
     def _split(
         self, columns: dict[str, Array], names: Array, labels: Array
-    ) -> dict[str, list[int]]:
-        """Return the indices of the classes or groups of each split."""
+    ) -> tuple[dict[str, list[int]], str]:
+        """Return the indices of the classes or groups of each split, and by what rule."""
         name = self._split_column(columns)
-        if name is None:
-            return split_by_fractions(len(names), self.fractions, self.split_seed)
-        splits = split_by_column(columns[self._column(name, columns)], names, labels)
-        return splits if splits["valid"] else hold_out(splits, self.split_seed)
+        column = None if name is None else (name, columns[self._column(name, columns)])
+        return split_labels(column, names, labels, self.fractions, self.split_seed)
 
     @property
     def _target(self) -> str:

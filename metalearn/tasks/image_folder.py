@@ -13,7 +13,13 @@ from metalearn.errors import ConfigError
 from metalearn.tasks import images
 from metalearn.tasks.folders.decode import decode_images, load_images
 from metalearn.tasks.folders.listing import Listing, image_files, list_folder
-from metalearn.tasks.folders.splits import Selection, select, split_classes, split_images
+from metalearn.tasks.folders.splits import (
+    Selection,
+    describe_split,
+    select,
+    split_classes,
+    split_images,
+)
 
 __all__ = ["ImageFolder", "decode_images", "image_files", "list_folder"]
 
@@ -79,8 +85,8 @@ class ImageFolder(images.ImageTask):
     )
     split_seed: int | None = option(
         None,
-        "Seed of the split by fractions and of the held-out tenth; null: the run's seed, which is "
-        "recorded.",
+        "Seed of the split by fractions and of the held-out tenth; null: 0 in every run, whatever "
+        "its seed, so that all seeds have the same test classes.",
         ge=0,
     )
 
@@ -138,6 +144,10 @@ class ImageFolder(images.ImageTask):
             counts=[len(files) for files in selection.files],
         )
         source.facts["split_seed"] = split_seed
+        source.class_names = selection.names
+        source.split_rule = describe_split(
+            listing, self._split_path, self.fractions, split_seed, self.same_classes
+        )
         if self.same_classes:
             source.facts["same_classes"] = "test tasks have the training classes, in new images"
         return source
@@ -166,8 +176,11 @@ class ImageFolder(images.ImageTask):
         )
 
     def _parts(self, listing: Listing, seed: int) -> dict[str, list[str]]:
-        file = Path(self.split_file).expanduser() if self.split_file else None
-        return split_classes(listing, file, self.fractions, seed)
+        return split_classes(listing, self._split_path, self.fractions, seed)
+
+    @property
+    def _split_path(self) -> Path | None:
+        return Path(self.split_file).expanduser() if self.split_file else None
 
     def split(self, names: tuple[str, ...], seed: int) -> dict[str, list[str]]:
         """Return the classes of every split, each sorted."""

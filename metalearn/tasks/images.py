@@ -150,6 +150,9 @@ class ImageSource:
         self.rotate_per_task, self.changes = rotate_per_task, tuple(changes)
         self.data_sha256 = data_sha256
         self.facts: dict[str, str | int] = {}  # how the component made the pool, for result.json
+        # set by components that split the user's classes: names by class_ids, and the rule
+        self.class_names: tuple[str, ...] = ()
+        self.split_rule = ""
         if counts is None:
             counts, pool = [int(pool.shape[1])] * int(pool.shape[0]), pool.flatten(0, 1)
         sizes = [int(count) for count in counts]

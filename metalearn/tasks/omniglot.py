@@ -79,7 +79,7 @@ class Omniglot(images.ImageTask):
         "vinyals", "Split of the characters into training, validation and test."
     )
     split_seed: int | None = option(
-        None, "Seed of the random split; null: the run's seed, which is recorded.", ge=0
+        None, "Seed of the random split; null: 0 in every run, whatever its seed.", ge=0
     )
     train_on_valid: bool = option(
         False,

@@ -8,6 +8,7 @@ from typing import Any
 from metalearn.results.design.tuning import stage_trials
 from metalearn.results.records import Group, Json, Run
 
+MOST_NAMES = 20  # of classes or groups of a split
 RATES = ("lr", "inner_lr", "arch_lr", "rate_range", "step_size")  # fields that one would tune
 
 
@@ -17,6 +18,7 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
     topics = {
         "seeds": _describe_counts(groups, lambda group: len(group.runs), "seed"),
         "test tasks": _describe_counts(groups, lambda group: group.test_tasks, "task"),
+        "split": _by_value(groups, _describe_split),
         "validation tasks": _by_value(groups, _describe_validation),
         "queries": _describe_queries(groups[0].first),
         "support": describe_support(groups[0].first),
@@ -80,6 +82,25 @@ def _describe_validation(run: Run) -> str:
     chosen = {"best": "the checkpoint", "ensemble": "the checkpoints of the ensemble"}
     also = f", which also choose {chosen[choice]}" if choice in chosen else ""
     return f"{count} tasks{also}"
+
+
+def _describe_split(run: Run) -> str:
+    """Return which classes or groups are in the test and the validation split, if on record."""
+    test = run.result.get("test_split")
+    if not test:
+        return ""
+    kind = "classes" if run.metric == "accuracy" else "groups"
+    parts = [f"{kind} are split {test['rule']}", f"test: {_list_names(test)}"]
+    if valid := (run.result.get("validation") or {}).get("split"):
+        parts.append(f"validation: {_list_names(valid)}")
+    return "; ".join(parts)
+
+
+def _list_names(split: Json) -> str:
+    """Return the number of classes or groups of a split, and the names of the first ones."""
+    names, count = split["names"][:MOST_NAMES], split["count"]
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"{count} ({', '.join(names)}{more})"
 
 
 def _describe_queries(run: Run) -> str:

@@ -15,6 +15,8 @@ from metalearn.tasks.images import SPLITS
 
 Fractions = tuple[float, float, float]
 Problems = list[tuple[str, str]]
+BY_FOLDER = "by the folders or the column of splits"
+HELD_OUT = "a tenth of those of training is held out for validation, drawn with split_seed"
 
 
 class Selection(NamedTuple):
@@ -47,17 +49,45 @@ def split_classes(
     listing: Listing, split_file: Path | None, fractions: Fractions, seed: int
 ) -> dict[str, list[str]]:
     """Return the sorted classes of every split: from a file, the folder itself, or fractions."""
-    if split_file is not None:
-        parts = read_split(split_file, listing.names)
-    elif listing.splits is not None:
-        parts = _by_folder(listing)
-    else:
-        parts = split_by_fraction(listing.names, fractions, seed)
-    if not parts["valid"] and len(parts["train"]) > 1:
+    parts, _ = _given_split(listing, split_file, fractions, seed)
+    if _holds_out(parts):
         order = shuffle(parts["train"], seed, "image_folder held out")
         count = math.ceil(len(order) / 10)
         parts = {**parts, "valid": sorted(order[:count]), "train": sorted(order[count:])}
     return parts
+
+
+def describe_split(
+    listing: Listing, split_file: Path | None, fractions: Fractions, seed: int, same_classes: bool
+) -> str:
+    """Return by what rule `split_classes` splits classes; with `same_classes` `split_images`."""
+    if same_classes:
+        images = f"images of each class {_by_fractions(fractions, seed)}"
+        return images if listing.splits is None else f"images {BY_FOLDER}"
+    parts, rule = _given_split(listing, split_file, fractions, seed)
+    return f"{rule}; {HELD_OUT} {seed}" if _holds_out(parts) else rule
+
+
+def _given_split(
+    listing: Listing, split_file: Path | None, fractions: Fractions, seed: int
+) -> tuple[dict[str, list[str]], str]:
+    """Return (the classes of every split, perhaps without validation classes; by what rule)."""
+    if split_file is not None:
+        return read_split(split_file, listing.names), f"by the file {split_file.name}"
+    if listing.splits is not None:
+        return _by_folder(listing), BY_FOLDER
+    rule = _by_fractions(fractions, seed)
+    return split_by_fraction(listing.names, fractions, seed), rule
+
+
+def _by_fractions(fractions: Fractions, seed: int) -> str:
+    shares = ", ".join(f"{share:g}" for share in fractions)
+    return f"by fractions {shares} (train, valid, test) in an order drawn with split_seed {seed}"
+
+
+def _holds_out(parts: dict[str, list[str]]) -> bool:
+    """Return whether a tenth of the training classes is held out for validation."""
+    return not parts["valid"] and len(parts["train"]) > 1
 
 
 def split_images(listing: Listing, fractions: Fractions, seed: int) -> list[list[str]]:

@@ -32,6 +32,7 @@ from metalearn.storage.columns import (
 Array = npt.NDArray[Any]
 BY_FILE = "split by file"  # the column that files of one split each make
 NO_VALUE = ("na", "n/a", "none", "null")  # texts that some programs write for a missing value
+HELD_OUT = "a tenth of those of training is held out for validation, drawn with split_seed"
 COLOUR_SPACES = ("HSV", "LAB", "YCbCr")  # of images, whose channels are read as they are
 SPLITS = {
     "train": "train",
@@ -309,6 +310,30 @@ def check_counts(counts: Mapping[str, int], need: int, ways: int | None, split: 
         problems.append(("shots", text))
     if problems:
         raise ConfigError(*problems)
+
+
+def split_labels(
+    column: tuple[str, Array] | None,
+    names: Array,
+    labels: Array,
+    fractions: Sequence[float],
+    seed: int,
+) -> tuple[dict[str, list[int]], str]:
+    """Return the indices of the classes or groups of each split, and by what rule.
+
+    column: name and values of the column of splits; None: by fractions."""
+    if column is None:
+        shares = ", ".join(f"{share:g}" for share in fractions)
+        rule = (
+            f"by fractions {shares} (train, valid, test) in an order drawn with split_seed {seed}"
+        )
+        return split_by_fractions(len(names), fractions, seed), rule
+    name, values = column
+    splits = split_by_column(values, names, labels)
+    rule = "by file" if name == BY_FILE else f"by the column {name}"
+    if splits["valid"] or len(splits["train"]) < 2:
+        return splits, rule
+    return hold_out(splits, seed), f"{rule}; {HELD_OUT} {seed}"
 
 
 def split_by_fractions(classes: int, fractions: Sequence[float], seed: int) -> dict[str, list[int]]:

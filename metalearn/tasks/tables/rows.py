@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,22 +15,24 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key
 class RowSource:
     """Episodes by index from rows on the device.
 
-    rows [R, *X] class after class (or group after group), `counts` rows each; values [R, C] in
-    regression. Support and query rows are different; both sets are permuted in every episode. With
-    `support_order`, the name of the column by which the rows of each class are sorted, the support
-    set has the first K rows of a class, in this order, and the queries are of the rows after them.
+    rows [R, *X] class after class (or group after group), `counts` rows each, perhaps by name;
+    values [R, C] in regression; `split_rule` says how classes or groups were split. Support and
+    query rows are different; both sets are permuted in every episode. With `support_order`, the
+    name of the column by which the rows of each class are sorted, the support set has the first K
+    rows of a class, in this order, and the queries are of the rows after them.
     All random numbers of task t are a function of (key, start + t)."""
 
     def __init__(
         self,
         rows: Tensor,
         values: Tensor | None,
-        counts: Sequence[int],
+        counts: Sequence[int] | Mapping[str, int],
         spec: EpisodeSpec,
         data_sha256: str = "",
         facts: dict[str, Any] | None = None,
         has_object_columns: bool = False,
         support_order: str | None = None,
+        split_rule: str = "",
     ) -> None:
         self.spec, self.data_sha256 = spec, data_sha256
         order = {} if support_order is None else {"support_order": support_order}
@@ -39,7 +41,11 @@ class RowSource:
         self.support_order = support_order
         self._x = rows.to(spec.device, spec.dtype)
         self._y = None if values is None else values.to(spec.device, spec.dtype)
-        self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
+        # names of the classes or groups of the split, in the order of class_ids
+        self.class_names = tuple(counts) if isinstance(counts, Mapping) else ()
+        self.split_rule = split_rule
+        sizes = list(counts.values() if isinstance(counts, Mapping) else counts)
+        self._counts = torch.tensor(sizes, dtype=torch.int64, device=spec.device)
         self._starts = self._counts.cumsum(0) - self._counts
         self.groups = None if values is None else len(self._counts)
 
