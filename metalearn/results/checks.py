@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from metalearn.results.break_even.solved import starts_at_chance
+from metalearn.results.break_even.target import check_target
 from metalearn.results.cost_checks import Check, check, cost_checks, group_owners, join_owners
 from metalearn.results.design.tuning import has_tuned_range, tuned_fields
-from metalearn.results.records import Array, Group, Run
+from metalearn.results.records import Array, Group, Json, Run
 
 SEEDS, EPISODES = 3, 600
 DIVERGED = 0.02  # fraction of the tasks above which a method's numbers are doubtful
 
 
-def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Check]:
-    """Return all checks, the most serious first."""
+def checks(
+    groups: Sequence[Group], unfinished: Sequence[str] = (), target: Json | None = None
+) -> list[Check]:
+    """Return all checks, the most serious first; `target` as of `choose_target`."""
     runs = [run for group in groups for run in group.runs]
     return [
         _check_finished(unfinished),
@@ -32,6 +35,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
         _check_diverged(groups),
         _check_seeds(groups),
         _check_episodes(runs),
+        check_target(groups, target),
         _check_edges(groups),
         _check_both_curves(groups),
         *cost_checks(groups),

@@ -74,7 +74,7 @@ def compare(
         "decision_map": decision_map(groups, target, levels, "flops"),
         "decision_map_seconds": decision_map(groups, target, levels, "seconds"),
         "sensitivity": sensitivity(groups, target, levels, contrast_pairs),
-        "checks": [check._asdict() for check in checks(groups, unfinished)],
+        "checks": [check._asdict() for check in checks(groups, unfinished, target)],
         **_figure_data(groups, target, pairs, levels),
     }
     return dict(plain(contents))
