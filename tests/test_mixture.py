@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_sources import Lines
 
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
@@ -102,3 +103,31 @@ def test_results_have_the_scores_of_each_source(tmp_path: Path) -> None:
     held = {**data, "task": {**data["task"], "hold_out": "five"}}
     result = run_one(parse(held).experiments[0], tmp_path / "held")
     assert set(result["by_source"]) == {"five"} and result["facts"]["sources"] == "one"
+
+
+def lines() -> dict[str, Lines]:
+    return {split: Lines(split) for split in ("train", "valid", "test")}
+
+
+def test_sizes_of_a_mixture_hold_for_a_source_of_the_user() -> None:
+    """Its spec has them, and it has no fields to set: 5 shots and 6 queries."""
+    other = Sinusoid(shots=5, queries=6)
+    assert Mixture([lines(), other], shots=5, queries=6).build().spec.shots == 5
+    task = Mixture([other, lines()], shots=3)
+    why = r"sources\.1: its tasks have shots 5, and the mixture sets shots 3 for all sources, but "
+    with pytest.raises(ConfigError, match=why + "task_sources has no field shots: omit shots of"):
+        task.build()
+    stored = Mixture.model_validate(task.model_dump(mode="json"))  # as of a file
+    with pytest.raises(ConfigError, match=why):
+        stored.build()
+    task = Mixture([lines(), other], shots=5)
+    assert Mixture.model_validate(task.model_dump(mode="json")).build().spec.shots == 5
+    ranged = Mixture([lines(), other], shots=[1, 5]).build()
+    assert ranged.spec.padded and ranged.spec.shots == 5
+
+
+def test_groups_of_a_mixture_are_those_of_all_sources() -> None:
+    rows = {"g": np.repeat(np.arange(10), 8), "x": np.zeros(80), "y": np.arange(80.0)}
+    task = Arrays(rows, group="g", shots=2, queries=2)
+    assert Mixture([task, task]).build("test").groups == 4
+    assert Mixture([task, Sinusoid(shots=2, queries=2)]).build("test").groups is None

@@ -155,25 +155,44 @@ class Mixture(TaskComponent):
         for number, (label, section) in enumerate(zip(self.labels, self.sources, strict=True)):
             if label not in used_labels:
                 continue
+            place = f"sources.{number}"
             try:
                 component = self._configure(label, section)
                 sources[label] = build_checked(component, split, device, dtype, seed)
+                problems.extend((place, text) for text in self._misfits(component, sources[label]))
             except ConfigError as error:
-                problems.extend(error.under(f"sources.{number}").problems)
+                problems.extend(error.under(place).problems)
             except ValidationError as error:  # of sizes that a source of the user does not take
-                problems.append((f"sources.{number}", _sentences(error)))
+                problems.append((place, _sentences(error)))
         if problems:
             raise ConfigError(*problems)
         return MixtureSource(sources)
 
     def _configure(self, label: str, section: dict[str, Any]) -> TaskComponent:
-        sizes = {n: getattr(self, n) for n in ("ways", "shots", "queries")}
-        sizes = {name: value for name, value in sizes.items() if value is not None}
+        """Return the component of a source with the sizes of the mixture that it has fields of."""
+        component = self._components.get(label) or _component(section)
+        fields = type(component).model_fields
+        update = {name: value for name, value in self._sizes.items() if name in fields}
         if label in self._components:
-            fields = type(self._components[label]).model_fields
-            update = {name: value for name, value in sizes.items() if name in fields}
-            return self._components[label].model_copy(update=update)
-        return _component({**section, **sizes})
+            return component.model_copy(update=update)
+        return _component({**section, **update})
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """The sizes that hold for all sources."""
+        sizes = {name: getattr(self, name) for name in ("ways", "shots", "queries")}
+        return {name: value for name, value in sizes.items() if value is not None}
+
+    def _misfits(self, component: TaskComponent, source: TaskSource) -> list[str]:
+        """Return why the tasks of a source have not the sizes that hold for all sources."""
+        return [
+            f"its tasks have {name} {actual}, and the mixture sets {name} {value} for all sources, "
+            f"but {component.source} has no field {name}: omit {name} of the mixture, or pass "
+            f"a source whose spec has {name}={value}"
+            for name, value in self._sizes.items()
+            if name not in type(component).model_fields
+            and (actual := getattr(source.spec, name)) != value
+        ]
 
 
 def _as_components(sources: Sequence[Any]) -> list[Any]:
@@ -209,6 +228,8 @@ class MixtureSource:
         self._first = [0, *ends[:-1].tolist()]  # of the classes of each source among all
         hashes = [str(getattr(item, "data_sha256", "")) for item in self._sources]
         self.data_sha256 = sha256_of_text(" ".join(hashes)) if any(hashes) else ""
+        counts: list[Any] = [getattr(item, "groups", None) for item in self._sources]
+        self.groups: int | None = None if None in counts else sum(counts)
         self.has_object_columns = any(
             getattr(item, "has_object_columns", False) for item in self._sources
         )
