@@ -26,8 +26,9 @@ PACKAGE = __name__.split(".")[0]
 class Held:
     """One object, its hash, and a cache of what was built from it."""
 
-    def __init__(self, value: Any, sha256: str) -> None:
+    def __init__(self, value: Any, sha256: str, earlier: str | None = None) -> None:
         self.value, self.sha256 = value, sha256
+        self.earlier = earlier  # its hash by earlier versions, if that is another one
         self.made: dict[Any, Any] = {}
 
 
@@ -36,14 +37,16 @@ _registry: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary(
 _numbers = itertools.count()
 
 
-def hold(value: Any, sha256: str, *, replace: bool = False) -> Held:
+def hold(value: Any, sha256: str, *, earlier: str | None = None, replace: bool = False) -> Held:
     """Store an object under its hash and return its entry; an existing entry is kept.
+
+    Runs of earlier versions find it by `earlier`, the second of its `hashes_of`.
 
     `replace`: the hash is not of all that matters, and an existing entry may be of an older object,
     such as one whose class was edited in a notebook; its owners keep it."""
     entry = None if replace else held(sha256)
     if entry is None:
-        entry = _registry[next(_numbers)] = Held(value, sha256)
+        entry = _registry[next(_numbers)] = Held(value, sha256, earlier)
     return entry
 
 
@@ -51,8 +54,12 @@ def held(sha256: str | None) -> Held | None:
     """Return the newest entry of this hash whose object was passed in this process and is in use.
 
     None if there is none."""
-    entries = [entry for _, entry in sorted(_registry.items()) if entry.sha256 == sha256]
-    return entries[-1] if entries else None
+    if sha256 is None:
+        return None
+    entries = [entry for _, entry in sorted(_registry.items())]
+    by_hash = [entry for entry in entries if entry.sha256 == sha256]
+    by_earlier_hash = [entry for entry in entries if entry.earlier == sha256]
+    return next(reversed(by_hash or by_earlier_hash), None)
 
 
 def name_of(value: Any) -> str:
@@ -66,15 +73,36 @@ def hash_of(value: Any) -> str:
 
     A module counts by its class, parameters, buffers, submodules, hooks and other attributes;
     classes by their source; functions by their source, defaults, the variables they close over and
-    the constants they read; any other object by its class and attributes.
+    the constants they read; any other object by its class and attributes. Classes and functions of
+    torch and of this package count by their names, as in a file: a comment there changes no hash.
     """
+    return hashes_of(value)[0]
+
+
+def hashes_of(value: Any) -> tuple[str, str | None]:
+    """Return `hash_of` an object, and the hash by earlier versions, which read the source of this
+    package and of functions of torch; None if it is the same."""
+    seen = Seen()
+    sha256 = _digest(value, seen)
+    return sha256, _digest(value, Seen(library_source=True)) if seen.met_library else None
+
+
+def _digest(value: Any, seen: Seen) -> str:
     digest = hashlib.sha256()
-    for part in _content(value, {}):
+    for part in _content(value, seen):
         digest.update(part)
     return digest.hexdigest()
 
 
-Seen = dict[int, tuple[int, Any]]  # by id: number and object, so that no other takes its id
+class Seen(dict[int, tuple[int, Any]]):
+    """Objects by id: number and object, so that no other takes its id."""
+
+    def __init__(self, *, library_source: bool = False) -> None:
+        super().__init__()
+        self.library_source = library_source  # whether source of this package and torch counts
+        self.met_library = False  # whether there is any
+
+
 CONSTANTS = (int, float, complex, str, bytes, tuple, Tensor, np.ndarray)
 PLAIN = (*CONSTANTS, list, dict, nn.Module)
 BOOKKEEPING = frozenset(vars(nn.Module()))  # attribute names of every module
@@ -86,7 +114,7 @@ def _content(value: Any, seen: Seen) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         yield from _tensor_content(value)
     elif isinstance(value, type):
-        yield " ".join((name_of(value), *map(_get_source, _own_classes(value)))).encode()
+        yield " ".join((name_of(value), *map(_get_source, _own_classes(value, seen)))).encode()
     elif isinstance(value, tuple):
         for item in value:
             yield from _content(item, seen)
@@ -119,7 +147,7 @@ def _composite_content(value: Any, seen: Seen) -> Iterator[bytes]:
     elif isinstance(value, list):
         yield from _content(tuple(value), seen)
     elif isinstance(value, FunctionType):
-        yield f"{name_of(value)} {_get_source(value)}".encode()
+        yield f"{name_of(value)} {_function_source(value, seen)}".encode()
         yield from _content(_function_content(value), seen)
     elif isinstance(value, nn.Module):
         yield f"{name_of(value)} {value}".encode()
@@ -202,10 +230,25 @@ def _module_content(module: nn.Module, seen: Seen) -> Iterator[bytes]:
     yield from _content((module._modules, hooks, extra), seen)
 
 
-def _own_classes(kind: type) -> list[type]:
-    """Return a class and its bases, except those of torch and of Python."""
+def _own_classes(kind: type, seen: Seen) -> list[type]:
+    """Return a class and its bases, except those of Python, of torch and of this package."""
     standard = ("builtins", "abc", "typing", "torch", "enum")
-    return [base for base in kind.__mro__ if base.__module__.split(".")[0] not in standard]
+    bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in standard]
+    own = [base for base in bases if not _is_library(base)]
+    seen.met_library |= len(own) < len(bases)
+    return bases if seen.library_source else own
+
+
+def _function_source(function: FunctionType, seen: Seen) -> str:
+    """Return the source of a function of the user; of a library's lambda, what it calls."""
+    if not _is_library(function):
+        return _get_source(function)
+    seen.met_library = True
+    if seen.library_source:
+        return _get_source(function)
+    code = function.__code__
+    constants = [constant for constant in code.co_consts if isinstance(constant, CONSTANTS)]
+    return f"{code.co_names} {constants}" if function.__name__ == "<lambda>" else ""
 
 
 def _is_library(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 import metalearn as ml
-from metalearn.in_memory import hash_of
+from metalearn.in_memory import hash_of, hashes_of
+from metalearn.models.mlp import MLP
 from metalearn.models.module import READ
 from metalearn.types import EpisodeSpec
 
@@ -177,3 +179,54 @@ def test_rows_may_be_changed_after_they_were_given() -> None:
     before = task.build().sample(ml.fold_in(0), 2)
     x[:] = 0
     assert torch.equal(task.build().sample(ml.fold_in(0), 2).support.x, before.support.x)
+
+
+class OfPackage(MLP):
+    """A class of the user with a base of this package."""
+
+
+@dataclass
+class Holder:
+    value: Any
+
+
+LIBRARY: dict[str, Any] = {
+    "learner of a shipped model": ml.models.MLP(sizes=(4,)).build(SPEC),
+    "object of the package": closure(SPEC),
+    "base of the package": OfPackage,
+    "function of torch": Holder(nn.functional.softmax),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_comment_in_a_library_changes_no_hash(name: str, monkeypatch: Any) -> None:
+    value, get_source = LIBRARY[name], inspect.getsource
+    before, earlier = hashes_of(value)
+    assert earlier not in (None, before)
+
+    def commented(one: Any) -> str:
+        is_own = one.__module__.split(".")[0] in ("metalearn", "torch")
+        return get_source(one) + "# a comment" * is_own
+
+    monkeypatch.setattr(inspect, "getsource", commented)
+    assert hash_of(value) == before
+    assert hashes_of(value)[1] != earlier
+
+
+def test_a_comment_of_the_user_changes_the_hash(monkeypatch: Any) -> None:
+    value, get_source = Scaled(1.0), inspect.getsource
+    before, earlier = hashes_of(value)
+    assert earlier is None
+    monkeypatch.setattr(inspect, "getsource", lambda one: get_source(one) + "# a comment")
+    assert hash_of(value) != before
+
+
+def test_runs_of_earlier_versions_find_the_object_by_their_hash() -> None:
+    net = ml.models.MLP(sizes=(4,)).build(SPEC)
+    _, earlier = hashes_of(net)
+    stored = {"name": "torch_module", "object": "Learner", "sha256": earlier}
+    with pytest.raises(ml.ConfigError, match="pass the same one again"):
+        ml.models.Module.model_validate(stored).build(SPEC)
+    model = ml.models.Module(net)
+    assert ml.models.Module.model_validate(stored).build(SPEC) is net
+    assert model.sha256 != earlier

@@ -9,7 +9,7 @@ from torch import nn
 
 from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
-from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.in_memory import Held, hash_of, hashes_of, held, hold, name_of
 from metalearn.models.external.batch_norm import LayerPolicy
 from metalearn.models.external.from_module import AUTO, NEW, from_module
 from metalearn.models.init import Scheme
@@ -52,8 +52,8 @@ class Module(ModelComponent):
     def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:
         entry: Held | None = None
         if net is not None:
-            sha256 = _hash_net(net, inputs)
-            entry = hold((net, inputs), sha256)
+            sha256, earlier = hashes_of(_content(net, inputs))
+            entry = hold((net, inputs), sha256, earlier=earlier)
             fields |= {"object": name_of(net), "sha256": sha256}
         super().__init__(**fields)
         if entry is not None:
@@ -77,7 +77,7 @@ class Module(ModelComponent):
             return net
         made, fields = self._held.made, self.model_dump_json()
         if (spec, fields) not in made:
-            if isinstance(net, nn.Module) and _hash_net(net, inputs) != self._held.sha256:
+            if isinstance(net, nn.Module) and hash_of(_content(net, inputs)) != self._held.sha256:
                 text = "was changed after it was passed, such as by training, net.eval() or a hook"
                 raise ConfigError(("model", f"{text}: undo that, or pass a copy.deepcopy of it"))
             form = (*(getattr(spec, name) for name in READ), fields)
@@ -105,8 +105,8 @@ class Module(ModelComponent):
         return from_module(net, spec, head=NEW, **options)
 
 
-def _hash_net(net: Any, inputs: Any) -> str:
-    return hash_of((net, inputs) if inputs is not None else net)
+def _content(net: Any, inputs: Any) -> Any:
+    return (net, inputs) if inputs is not None else net
 
 
 def as_model(net: Any) -> ModelComponent:
