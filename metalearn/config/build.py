@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 
 from metalearn.config.experiment import Experiment, once
 from metalearn.config.file import PYTHON
+from metalearn.config.inputs import input_problems
 from metalearn.config.misfits import choices_by_seen_classes, contradictions, misfits
 from metalearn.config.sources import LazySource, make_record
 from metalearn.errors import ConfigError
-from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.in_memory import Held, hashes_of, held, hold, name_of
 from metalearn.interop import with_engine
 from metalearn.losses import LOSSES, criterion
 from metalearn.machine import device_of, prepare_device
@@ -69,8 +70,24 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     if train is None or any(made is None for made in sources.values()):
         raise ConfigError(*once(problems))
     test = sources[experiment.evaluate.split]
-    methods = _methods(experiment, train.spec, test.spec, problems)
-    return Parts(device, train, sources["train"], sources["valid"], test, *methods)
+    learner, *methods = _methods(experiment, train.spec, test.spec, problems)
+    if to_train:
+        _check_inputs({"task": train, "evaluate.task": test}, learner, methods)
+    return Parts(device, train, sources["train"], sources["valid"], test, learner, *methods)
+
+
+def _check_inputs(
+    sources: Mapping[str, TaskSource], learner: Learner, methods: Sequence[Method]
+) -> None:
+    """Raise ConfigError if the model cannot read integers, or floats, of the training or test
+    tasks."""
+    problems = Problems()
+    for (place, source), method in zip(sources.items(), methods, strict=True):
+        known = {text for _, text in problems}
+        found = input_problems(source, learner, method)
+        problems += [(f"{place}.{name}", text) for name, text in found if text not in known]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def build_to_test(
@@ -141,7 +158,8 @@ def _loss_problems(experiment: Experiment) -> Problems:
 
 def hold_loss(loss: Callable[..., Any]) -> tuple[str, Held]:
     """Return (the name in a config of a loss passed as a function, what keeps it alive)."""
-    function = hold(loss, hash_of(loss))
+    sha256, earlier = hashes_of(loss)
+    function = hold(loss, sha256, earlier=earlier)
     return f"{PYTHON}{name_of(loss)}:{function.sha256}", function
 
 

@@ -83,7 +83,7 @@ class GradientBoosting(MethodComponent):
             num_examples = tasks * step_indices[-1] * support.x.shape[1]
             fit_args = support, task_keys(key, tasks), step_indices[-1]
             models = ledger.run("adapt", self._fit, *fit_args, examples=num_examples, **counts)
-            predict_args = models, query_x, step_indices, spec.ways
+            predict_args = models, query_x, step_indices, spec
             predictions = ledger.run("predict", _predict, *predict_args, **counts)
             return Learned(predictions, {})
 
@@ -120,10 +120,10 @@ def _to_numpy(x: Tensor) -> Any:
 
 
 def _predict(
-    models: list[Any], query_x: Tensor, step_indices: tuple[int, ...], ways: int
+    models: list[Any], query_x: Tensor, step_indices: tuple[int, ...], spec: EpisodeSpec
 ) -> Tensor:
     """Return log p [T, P, M, N] after each number of rounds."""
-    log_p = torch.full((len(models), len(step_indices), query_x.shape[1], ways), LEAST)
+    log_p = torch.full((len(models), len(step_indices), query_x.shape[1], spec.ways), LEAST)
     for task, model in enumerate(models):
         if isinstance(model, int):
             log_p[task, :, :, model] = 0.0
@@ -136,4 +136,4 @@ def _predict(
         stage_log_p = np.log(np.maximum(p, 1e-13))
         classes = torch.from_numpy(model.classes_)
         log_p[task][..., classes] = torch.from_numpy(stage_log_p).to(log_p.dtype)
-    return log_p.to(query_x.device, query_x.dtype)
+    return log_p.to(query_x.device, spec.dtype)  # x may be integers

@@ -290,7 +290,8 @@ def require_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
     def checked_inputs(x: Tensor) -> Any:
         if x.is_floating_point():
             text = "of these tasks are floats, but the module needs integer indices: pass"
-            raise ConfigError(("inputs", f"{text} from_module inputs=lambda x: x.long()"))
+            text += " inputs=lambda x: x.long() with it, to ml.models.Module or from_module"
+            raise ConfigError(("inputs", text))
         return x if inputs is None else inputs(x)
 
     return checked_inputs
