@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metalearn.bench import gpu_section, gpu_suite
 from metalearn.bench.command import BenchOptions, _check, _initial_data, _replace_skipped
@@ -119,6 +120,14 @@ def test_rows_of_tf32_and_of_float32_share_no_file() -> None:
             _initial_data("cpu", earlier, BenchOptions(tf32=after))
     del earlier["environment"]["tf32"]  # as by a version without the option
     assert _initial_data("cpu", earlier, BenchOptions())["rows"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+@pytest.mark.parametrize(("device", "why"), [("cpu", r"\(got cpu\)"), ("auto", r"\(got cpu\)")])
+def test_tf32_without_a_cuda_device_is_refused(device: str, why: str) -> None:
+    """Products of a CPU are not rounded, so that the record would not be true."""
+    with pytest.raises(ConfigError, match=f"--tf32: needs a CUDA device {why}: omit it"):
+        _check(BenchOptions(tf32=True, device=device))
 
 
 def test_an_engine_that_is_measured_now_is_no_longer_left_out() -> None:

@@ -96,6 +96,15 @@ def _check(options: BenchOptions) -> list[Workload]:
             problems.append((option, f"{path} is a directory: use the name of a file"))
     if options.merge and options.out is None:
         problems.append(("--merge", "needs --out, the file whose results are kept"))
+    if options.tf32:
+        from metalearn.machine import device_of
+
+        try:
+            if not (device := device_of(options.device)).startswith("cuda"):
+                text = f"needs a CUDA device (got {device}): omit it, or use --device cuda"
+                problems.append(("--tf32", text))
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(*problems)
     return workloads
