@@ -166,6 +166,25 @@ def test_the_level_of_a_pair_is_on_the_page(tmp_path: Path, seeds: int) -> None:
     assert "by 25 points" in words and "from the target down in steps of 5 points" in words
 
 
+def test_verdicts_are_at_one_level_with_tuning_and_without_answers(tmp_path: Path) -> None:
+    write(tmp_path, "a", Row(1e15, 2e12))
+    write(tmp_path, "b", Row(0, 12e12))
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
+    named = "evaluate: {target: {metric: accuracy, value: 0.6}, targets: [0.4, 0.6, 0.8]}\n"
+    for config in tmp_path.glob("methods/*/*/config.yaml"):
+        config.write_text(config.read_text() + named)
+    rows = [row for row in collect(tmp_path)["break_even"] if row["axis"] == "flops"]
+    found = [(row["level"], row["primary"], row["verdict"]) for row in rows]
+    assert found == [(0.4, False, "undecided"), (0.6, True, "pays"), (0.8, False, "undecided")]
+    assert all(row["contrast"] and row["tasks"] == 100 and row["ci95"] for row in rows)
+    assert "verdicts are at the level next to the target" in rows[0]["why"]
+    for row in rows:
+        assert all(one["verdict"] == "undecided" for one in row["variants"] + row["by_queries"])
+    words = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    # in FLOPs and in seconds
+    assert "Number of verdicts here: 2; if no two methods differed, about 0.05 of them" in words
+
+
 def test_never_is_printed_once(tmp_path: Path) -> None:
     write(tmp_path, "a", Row(1e12, 6e12))
     write(tmp_path, "b", Row(0, 5e12))

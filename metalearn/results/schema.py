@@ -77,6 +77,7 @@ class _BreakEven(_Pair):
     leave_one_out: list[_Without] = Field(default_factory=list)
     why: Text = ""
     contrast: bool = True  # before version 0.2.0 every pair had a verdict
+    primary: bool = True  # verdicts of contrasts are at this level; before rules 6 at all of them
     level: Maybe = None
     with_tuning: bool = True
     with_answering: bool = False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from metalearn.report.matrices import break_even_matrix
 from metalearn.report.section import section
 from metalearn.report.sections import Section
+from metalearn.results.break_even.counts import NO_TIMING
 from metalearn.results.costs import AXES
 from metalearn.results.records import Json
 
@@ -23,6 +24,14 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     metric = (rows.results["target"] or {}).get("metric", "accuracy")
     return {
         "matrices": {axis: break_even_matrix(rows.groups, common, axis, metric) for axis in AXES},
+        "verdicts": sum(map(_has_verdict, rows.results["break_even"])),
         "by_queries": by_queries,
         "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
     }
+
+
+def _has_verdict(row: Json) -> bool:
+    """Return whether a verdict was read from the intervals of a row."""
+    may_have = row.get("contrast", True) and row.get("primary", True)
+    was_read = row["verdict"] == "same" or row["ci95"] is not None
+    return bool(may_have and was_read and not row.get("why", "").startswith(NO_TIMING))

@@ -15,6 +15,7 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved, least_level
 from metalearn.results.break_even.solved import Stop, point_of, stopped_outcomes
+from metalearn.results.break_even.target import primary_level
 from metalearn.results.contrasts import Pair
 from metalearn.results.costs import (
     AXES,
@@ -30,6 +31,8 @@ from metalearn.results.costs import (
 from metalearn.results.records import Group, Json, Run
 
 NO_CONTRAST = "an estimate: only contrasts have verdicts, and this pair is not one"
+NO_TIMING = "no verdict in seconds"
+OTHER_LEVEL = "an estimate: verdicts are at the level next to the target"
 
 
 FREE_TO_US = "the pretraining of {} is excluded, as its published cost is unknown"
@@ -52,20 +55,21 @@ class VerdictRule(NamedTuple):
     # labels whose only unknown cost is that of pretrained weights
     unknown_pretraining: dict[Axis, frozenset[str]]
 
-    def on(self, axis: Axis, count: BreakEven) -> Json:
-        """Return `contrast`, `verdict` and `why` of a row."""
+    def on(self, axis: Axis, count: BreakEven, *, is_primary: bool = True) -> Json:
+        """Return `contrast`, `verdict` and `why` of a row; `is_primary`: it may have a verdict."""
         contrast = {count.a, count.b} in self.contrasts
         untimed_labels = [name for name in (count.a, count.b) if name in self.timing_problems]
         verdict, why = str(count.verdict), count.why
         unknown = self.unknown_pretraining[axis]
         if free_labels := [name for name in (count.a, count.b) if name in unknown]:
             why = FREE_TO_US.format(" and ".join(free_labels))
-        if not contrast:
+        if not contrast or not is_primary:
             open_ends = verdict in ("not_reached", "undecided") and why
-            verdict, why = "undecided", NO_CONTRAST + (f"; {why}" if open_ends else "")
+            estimate = OTHER_LEVEL if contrast else NO_CONTRAST
+            verdict, why = "undecided", estimate + (f"; {why}" if open_ends else "")
         elif axis == "seconds" and untimed_labels and verdict != "not_reached":
             reasons = "; ".join(f"{name}: {self.timing_problems[name]}" for name in untimed_labels)
-            verdict, why = "undecided", f"no verdict in seconds ({reasons})"
+            verdict, why = "undecided", f"{NO_TIMING} ({reasons})"
         return {"contrast": contrast, "verdict": verdict, "why": why}
 
 
@@ -151,20 +155,25 @@ def break_even(
 ) -> list[Json]:
     """Return the `break_even` rows of comparison.json: every pair at every level, on both axes.
 
-    Empty without a target. Pairs that are not in `contrast_pairs` are estimates."""
+    Empty without a target. Verdicts are those of `contrast_pairs` at the primary level, with tuning
+    and without answering: every verdict more may be a false one. All else is an estimate."""
     if target is None or len(groups) < 2:
         return []
-    rule = verdict_rule(groups, contrast_pairs)
+    rule, primary = verdict_rule(groups, contrast_pairs), primary_level(target, levels)
     return [
         row
         for level in levels
         for axis in AXES
-        for row in _at_level(groups, {**target, "value": level}, axis, rule)
+        for row in _at_level(
+            groups, {**target, "value": level}, axis, rule, is_primary=level == primary
+        )
     ]
 
 
-def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: VerdictRule) -> list[Json]:
-    """Return the rows of every pair at one level, with their variants.
+def _at_level(
+    groups: Sequence[Group], target: Json, axis: Axis, rule: VerdictRule, *, is_primary: bool
+) -> list[Json]:
+    """Return the rows of every pair at one level, with their variants, which have no verdict.
 
     These are without tuning, with answering, and, if there are pretrained weights, without their
     cost; `by_queries` of contrasts has given numbers of queries per task."""
@@ -173,7 +182,7 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: VerdictRu
 
     def variants(scope: CostScope, subset: list[tuple[int, int]]) -> dict[tuple[int, int], Json]:
         counts = break_evens([method_costs(group, target, axis, scope) for group in groups], subset)
-        return {pair: _variant(scope, axis, one, rule) for pair, one in zip(subset, counts)}
+        return {pair: _variant(scope, one) for pair, one in zip(subset, counts)}
 
     mains = break_evens([method_costs(group, target, axis) for group in groups], pairs)
     free = (
@@ -185,17 +194,17 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: VerdictRu
     by_queries = [variants(scope, contrast_pairs) for scope in BY_QUERIES] if contrast_pairs else []
     rows = []
     for pair, main in zip(pairs, mains):
-        row = {**_row(axis, main, rule), "level": target["value"], "with_tuning": True}
-        row |= {"with_answering": False, "seeds": list(main.seeds)}
+        row = {**_row(axis, main, rule, is_primary=is_primary), "level": target["value"]}
+        row |= {"primary": is_primary, "with_tuning": True, "with_answering": False}
+        row["seeds"] = list(main.seeds)
         row["variants"] = [table[pair] for table in others]
         rows.append({**row, "by_queries": [table[pair] for table in by_queries if pair in table]})
     return rows
 
 
-def _variant(scope: CostScope, axis: Axis, count: BreakEven, rule: VerdictRule) -> Json:
-    verdict = rule.on(axis, count)["verdict"]
+def _variant(scope: CostScope, count: BreakEven) -> Json:
     ends = None if count.ci95 is None else list(count.ci95)
-    entry = {"a": count.a, "b": count.b, "verdict": verdict, "tasks": count.tasks, "ci95": ends}
+    entry = {"a": count.a, "b": count.b, "verdict": "undecided", "tasks": count.tasks, "ci95": ends}
     return {**scope._asdict(), **entry}
 
 
@@ -231,12 +240,12 @@ def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
     return [value, *(level for level in multiples if least <= level < value)]
 
 
-def _row(axis: Axis, count: BreakEven, rule: VerdictRule) -> Json:
+def _row(axis: Axis, count: BreakEven, rule: VerdictRule, *, is_primary: bool = True) -> Json:
     return {
         "a": count.a,
         "b": count.b,
         "axis": axis,
-        **rule.on(axis, count),
+        **rule.on(axis, count, is_primary=is_primary),
         "tasks": count.tasks,
         "ci95": None if count.ci95 is None else list(count.ci95),
         "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in count.leave_one_out],

@@ -104,6 +104,13 @@ def target_levels(groups: Sequence[Group], target: Json | None) -> list[float]:
     return sorted({float(level) for level in rounded_levels}) or [float(target["value"])]
 
 
+def primary_level(target: Json, levels: Sequence[float]) -> float:
+    """Return the level whose break-even counts have verdicts: the one next to the target.
+
+    Like the levels and the target, it does not depend on test tasks."""
+    return min(levels, key=lambda level: abs(level - float(target["value"])))
+
+
 def _named_target(run: Run) -> Json | None:
     target = (run.config.get("evaluate") or {}).get("target")
     if not isinstance(target, dict):
