@@ -291,11 +291,54 @@ def test_unequal_compute_fails(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch", "fine_tune"])
     configs = [tmp_path / f"methods/{name}/seed-0/config.yaml" for name in ("scratch", "fine_tune")]
     for config in configs:
-        config.write_text(config.read_text() + "budget: {flops: 1.0e+12}\n")
+        config.write_text(config.read_text() + "budget: {flops: 4.5e+9}\n")
     assert the_check(tmp_path, "equal tuning compute")["passed"]
-    configs[0].write_text(configs[0].read_text().replace("1.0e+12", "2.0e+12"))
+    configs[0].write_text(configs[0].read_text().replace("4.5e+9", "9.0e+9"))
     found = the_check(tmp_path, "equal tuning compute")
-    assert not found["passed"] and "1e+12 FLOPs: fine_tune; 2e+12 FLOPs: scratch" in found["why"]
+    assert not found["passed"] and "4.5e+09 FLOPs: fine_tune; 9e+09 FLOPs: scratch" in found["why"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([(1, 0.9e9, None)], ""),
+        ([(1, 0.4e9, None)], "spent 4e+08 of 1e+09 FLOPs"),  # another trial was possible
+        ([(1, 40e9, None)], "spent 4e+10 of 1e+09 FLOPs"),  # the first trial exceeds the budget
+        ([(4, 0.6e9, 0.5e9)], ""),  # one more of the most expensive was not possible
+        ([(4, 0.6e9, None)], "spent 6e+08 of 1e+09 FLOPs"),
+        ([(5, 0.5e9, None), (5, 0.5e9, None)], ""),  # half of the budget each
+        ([(5, 0.9e9, None), (5, 0.1e9, None)], "for inner_lr spent 9e+08 of 5e+08 FLOPs"),
+        ([], "were not recorded"),
+        ([(1, None, None)], "were not recorded"),
+    ],
+)
+def test_equal_compute_is_what_was_spent(tmp_path: Path, stages: list[Any], words: str) -> None:
+    write_rows(tmp_path, ["scratch", "fine_tune"])
+    for label in ("scratch", "fine_tune"):
+        folder = tmp_path / f"methods/{label}/seed-0"
+        config, file = folder / "config.yaml", folder / "result.json"
+        config.write_text(config.read_text() + "budget: {flops: 1.0e+9}\n")
+        result = json.loads(file.read_text())
+        names = ("trials", "flops", "largest_flops")
+        if label == "scratch":
+            made = [{"fields": ["inner_lr"], **dict(zip(names, one))} for one in stages]
+            result["tuning"]["stages"] = made
+        else:
+            result["tuning"]["stages"][0] |= {"trials": 1, "flops": 1e9}
+        file.write_text(json.dumps(result))
+    found = the_check(tmp_path, "equal tuning compute")
+    assert found["passed"] == (not words) and words in found["why"]
+    assert not words or ("scratch" in found["why"] and "fine_tune" not in found["why"])
+
+
+def test_a_list_of_values_that_was_tried_whole_equals_the_budget(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"])
+    config = tmp_path / "methods/scratch/seed-0/config.yaml"
+    written = yaml.safe_load(config.read_text())
+    for values, passed in (([0.1, 0.2, 0.3, 0.4], True), ([0.1, 0.2, 0.3, 0.4, 0.5], False)):
+        written["method"]["tune"] = {"inner_lr": {"values": values}}
+        config.write_text(yaml.safe_dump({**written, "budget": {"flops": 1e12}}))
+        assert the_check(tmp_path, "equal tuning compute")["passed"] == passed
 
 
 def test_a_folder_with_a_budget_of_flops_is_refused_where_both_are_given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
 SLOW_ROUND = 2.0  # times the median of its method
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
+ROUNDING = 1e-9
 
 
 class Check(NamedTuple):
@@ -76,11 +78,7 @@ def _check_equal_tuning(groups: Sequence[Group]) -> Check:
     rows = [(run, group.label) for group in groups for run in group.runs]
     tunable_runs = [(run, label) for run, label in rows if tunable(run)]
     if any(tuning_flops(run) is not None for run, _ in rows):
-        by_value = group_owners((_flops(run), label) for run, label in tunable_runs)
-        budgets = join_owners(dict(sorted(by_value.items())))
-        wrong = f"methods were tuned with unequal compute ({budgets})"
-        fine = f"all methods: {next(iter(by_value), 'none')}"
-        return check("equal tuning compute", wrong if len(by_value) > 1 else "", fine)
+        return _check_equal_compute(tunable_runs)
     counts = sorted(tunable_runs, key=lambda row: tuning_trials(row[0]))
     by_value = group_owners((describe_trials(run), label) for run, label in counts)
     wrong = f"methods were tuned with different numbers of trials ({join_owners(by_value)})"
@@ -101,6 +99,47 @@ def _equivalent_trials(run: Run) -> frozenset[int]:
 
 def _flops(run: Run) -> str:
     budget = tuning_flops(run)
+def _check_equal_compute(runs: Sequence[tuple[Run, str]]) -> Check:
+    """Check for equal budgets in FLOPs, and that they were spent up to one more trial."""
+    name = "equal tuning compute"
+    by_value = group_owners((_flops(run), label) for run, label in runs)
+    if len(by_value) > 1:
+        budgets = join_owners(dict(sorted(by_value.items())))
+        return Check(name, False, f"methods were tuned with unequal compute ({budgets})")
+    wrong = join_owners(
+        group_owners((text, label) for run, label in runs if (text := _spending_problem(run)))
+    )
+    fine = f"all methods: {next(iter(by_value), 'none')}, spent up to less than one more trial"
+    return check(name, wrong, fine)
+
+
+def _spending_problem(run: Run) -> str:
+    """Return how the FLOPs of a run's trials differ from the budget; empty if they do not.
+
+    Each stage has an equal part of the budget. It must not spend more, and at most one trial less,
+    unless all values of a finite set were tried."""
+    budget, stages = tuning_flops(run), (run.result.get("tuning") or {}).get("stages") or []
+    if not budget:
+        return ""
+    if not stages or any(stage.get("flops") is None for stage in stages):
+        return "the FLOPs that tuning spent were not recorded"
+    for stage in stages:
+        limit, spent = budget / len(stages), float(stage["flops"])
+        largest = float(stage.get("largest_flops") or spent / max(int(stage["trials"]), 1))
+        is_short = spent + largest < limit * (1 - ROUNDING) and not _tried_all(run, stage)
+        if is_short or spent > limit * (1 + ROUNDING):
+            fields = f" for {', '.join(stage['fields'])}" if len(stages) > 1 else ""
+            return f"tuning{fields} spent {spent:.3g} of {limit:.3g} FLOPs"
+    return ""
+
+
+def _tried_all(run: Run, stage: Mapping[str, Any]) -> bool:
+    """Return whether a stage tried every combination of its fields' lists of values."""
+    spans = [(run.method_config.get("tune") or {}).get(name) or {} for name in stage["fields"]]
+    values: list[Sequence[Any]] = [span.get("values") or () for span in spans]
+    return all(values) and math.prod(map(len, values)) <= int(stage["trials"])
+
+
     return "trials" if budget is None else f"{budget:.3g} FLOPs"
 
 

@@ -125,6 +125,7 @@ class _Stage(Open):
     fields: list[Text] = []
     trials: Count
     flops: Maybe = None
+    largest_flops: Maybe = None
     scores: Row = None
     best_so_far: Row = None
 

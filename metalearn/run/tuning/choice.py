@@ -134,6 +134,7 @@ def _stage(acts_in: str, trials: Sequence[dict[str, Any]], metric: str) -> dict[
         "fields": sorted(trials[0]["parameters"]),
         "trials": len(trials),
         "flops": None if None in costs else sum(costs),
+        "largest_flops": None if None in costs else max(costs),  # of one trial
         "scores": _values(finite_or_worst, metric),
         "best_so_far": _values(itertools.accumulate(finite_or_worst, max), metric),
     }
