@@ -357,7 +357,10 @@ def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
         ((10, 10), [((11, 12), (0.2, 0.3))], "on"),  # better, surely dearer
         ((10, 12), [((11, 13), (0.2, 0.3))], "open"),  # better, perhaps cheaper
         ((10, 10), [((10, 10), (0.01, 0.02))], "off"),  # as dear
-        ((10, 10), [(None, (0.01, 0.02)), ((5, 5), None)], "on"),  # keeps nobody off
+        ((10, 10), [((1, 1), None)], "open"),  # cheaper, and perhaps better
+        ((10, 10), [((11, 12), None)], "on"),  # surely dearer
+        ((10, 10), [(None, (0.01, 0.02))], "open"),  # better, and perhaps cheaper
+        ((10, 10), [(None, (-0.02, -0.01))], "on"),  # surely worse
         (None, [((5, 5), (0.01, 0.02))], None),
     ],
 )

@@ -44,16 +44,13 @@ def place_by_interval(
     They are those of its cost, and for each other method of the cost, and of the difference of its
     score to this one's, above 0 if the other is better. `off` if another surely costs at most as
     much and is surely better; `on` if every other is surely more expensive or surely worse; else
-    `open`. None for a method without cost. A method without cost or difference dominates no other,
-    as in `front`."""
+    `open`. None for a method without cost. A cost or difference that is not known is None, and
+    surely nothing."""
     if cost is None:
         return None
-    complete = [
-        (cost_ends, difference)
-        for cost_ends, difference in others
-        if cost_ends is not None and difference is not None
-    ]
-    if any(cost_ends[1] <= cost[0] and difference[0] > 0 for cost_ends, difference in complete):
+    unknown = -math.inf, math.inf
+    known = [(cost_ends or unknown, difference or unknown) for cost_ends, difference in others]
+    if any(cost_ends[1] <= cost[0] and difference[0] > 0 for cost_ends, difference in known):
         return "off"
-    is_on = all(cost_ends[0] > cost[1] or difference[1] < 0 for cost_ends, difference in complete)
+    is_on = all(cost_ends[0] > cost[1] or difference[1] < 0 for cost_ends, difference in known)
     return "on" if is_on else "open"
