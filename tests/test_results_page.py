@@ -58,15 +58,29 @@ def test_a_number_of_the_tasks_that_converged_says_so() -> None:
     assert "diverged" in shown and "0.17 %" in shown
 
 
+TEN_SEEDS = {"per_seed": [{"seed": seed, "value": 0.96} for seed in range(10)]}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, "below"),  # .98 against .983
-        ({"ci95_seeds": 0.034}, "reproduced"),  # over seeds, the wider one
-        ({"ci95_tasks": 0.034, "ci95_seeds": None}, "reproduced"),
+        ({"value": 0.96, "ci95_seeds": 0.028}, "reproduced"),  # over seeds
+        ({"value": 0.96, "ci95_tasks": 0.028, "ci95_seeds": None}, "reproduced"),
         ({"published_ci95": 0.008}, "reproduced"),
         ({"value": 1.05}, "above"),
-        ({"interval": [0.9, 1.0]}, "reproduced"),
+        ({"interval": [0.93, 0.985]}, "reproduced"),
+        ({"interval": [0.9, 1.0]}, "too wide to tell"),
+        ({"value": 0.6, "published": 0.9, "ci95_seeds": 0.35}, "too wide to tell"),
+        ({"value": 0.93, "ci95_seeds": None, "ci95_tasks": 0.5}, "too wide to tell"),
+        ({"metric": "loss", "value": 0.4, "published": 0.35, "ci95_seeds": 0.06}, "reproduced"),
+        (
+            {"metric": "loss", "value": 0.4, "published": 0.35, "ci95_seeds": 0.08},
+            "too wide to tell",
+        ),
+        # seeds and tasks together reach further than the wider of both
+        ({"value": 0.96, "ci95_seeds": 0.02, "ci95_tasks": 0.02, **TEN_SEEDS}, "reproduced"),
+        ({"value": 0.96, "ci95_seeds": 0.02, "ci95_tasks": 0.0, **TEN_SEEDS}, "below"),
         ({"schedule": "reduced"}, "reduced schedule"),
         ({"value": None}, "not run"),
     ],
