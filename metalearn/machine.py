@@ -159,6 +159,28 @@ def clock_mhz() -> float | None:
     return round(sum(frequencies) / len(frequencies), 1) if frequencies else None
 
 
+def waiting_seconds() -> float | None:
+    """Return the seconds until now in which threads of this process waited for a core.
+
+    A thread waits if it could run while another one has the core (Linux, proc_pid_schedstat(5)):
+    the sum over the threads, divided by the number of torch's. None if it is not reported."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return None
+    waited = [seconds for name in threads if (seconds := _thread_waited(name)) is not None]
+    return sum(waited) / torch.get_num_threads() if waited else None
+
+
+def _thread_waited(name: str) -> float | None:
+    """Return the seconds that a thread waited; None if it has ended, or if it is not reported."""
+    try:
+        with open(f"/proc/self/task/{name}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 class Activity(NamedTuple):
     """Seconds until now: of the clock, of this process, and of all processes on its cores."""
 

@@ -193,7 +193,7 @@ def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str,
     nothing: dict[str, Any] = dict.fromkeys(
         (*counts, "examples", "labels", "candidates", "tasks"), 0
     )
-    nothing |= {"seconds": 0.0, "device": "cpu", "energy_joules": None}
+    nothing |= {"seconds": 0.0, "seconds_waiting": 0.0, "device": "cpu", "energy_joules": None}
 
     def spent(steps: int, seconds: float, tasks: int = 1, **more: Any) -> dict[str, Any]:
         work = {"flops": steps * tasks * flops, "flops_elementwise": steps * tasks * flops // 6}
@@ -203,7 +203,9 @@ def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str,
 
     def new(steps: int, batched: float, alone: float, **more: Any) -> dict[str, Any]:
         row = spent(steps, batched) if batched else nothing
-        return row | {"seconds_batched": batched, "seconds_alone": alone, "tasks": 600} | more
+        row = row | {"seconds_batched": batched, "seconds_alone": alone, "tasks": 600} | more
+        kinds = [name for name in row if name.startswith("seconds_") and name != "seconds_waiting"]
+        return row | {"rounds": {name: [row[name]] * 5 for name in kinds}}
 
     table = {phase: dict(nothing) for phase in PHASES}
     for phase, seconds in (("setup", 5.5), ("compile", 1.0)):

@@ -18,8 +18,8 @@ from metalearn.compare.compare import compare
 from metalearn.config.experiment import Plan, parse
 from metalearn.errors import Stopped
 from metalearn.evaluate import curves
-from metalearn.evaluate.cost_block import EACH, total_seconds
-from metalearn.machine import Activity
+from metalearn.evaluate.cost_block import EACH, total_seconds, waiting_share
+from metalearn.machine import Activity, waiting_seconds
 from metalearn.results.break_even.counts import method_costs
 from metalearn.run import cost
 from metalearn.run import timing as run_timing
@@ -87,6 +87,8 @@ def test_medians_of_five_rounds_are_the_seconds_of_new_tasks(compared: Path) -> 
 def test_compilation_and_looks_at_training_tasks_are_no_cost_of_learning(compared: Path) -> None:
     cost = result(compared, "maml")["cost"]
     assert cost["compile"]["seconds"] > 0 and cost["compile"]["flops"] is None
+    if waiting_seconds() is not None:
+        assert cost["meta_train"]["seconds_waiting"] >= 0 and waiting_share(cost) is not None
     assert cost["tune"]["tasks"] == 8  # one look at validation tasks; that at training tasks:
     assert cost["setup"]["tasks"] == 8
 

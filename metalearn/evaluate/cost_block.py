@@ -65,6 +65,23 @@ def up_front_cost(
     return _sum([entry.get(axis) for entry in up_front if entry])
 
 
+def waiting_share(cost: Cost) -> float | None:
+    """Return the fraction of the up-front seconds in which training waited for a core.
+
+    0 without such seconds; None if it was not recorded."""
+    entries = [entry for phase in ONCE if (entry := cost.get(phase))]
+    entries = [entry.get("once") or {} if per_task(entry) else entry for entry in entries]
+    pairs = [
+        ((entry.get("own") or entry).get("seconds"), entry.get("seconds_waiting"))
+        for entry in entries
+    ]
+    waiting = [waited for seconds, waited in pairs if seconds]
+    if None in waiting:
+        return None
+    whole = sum(float(seconds) for seconds, _ in pairs if seconds)
+    return sum(map(float, filter(None, waiting))) / whole if whole else 0.0
+
+
 def learning_cost(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
     """Return the cost per new task up to each point of a curve: [P]; None if not all was measured.
 

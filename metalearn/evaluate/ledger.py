@@ -16,6 +16,7 @@ import torch
 from metalearn.errors import RankLost
 from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count
 from metalearn.evaluate.hardware import energy_joules, peak_bytes
+from metalearn.machine import waiting_seconds
 from metalearn.types import Ledger
 
 Result = TypeVar("Result")
@@ -42,14 +43,18 @@ class CostLedger:
     48.0
     """
 
-    def __init__(self, device: str = "cpu", *, counting: bool = True) -> None:
+    def __init__(
+        self, device: str = "cpu", *, counting: bool = True, waiting: bool = False
+    ) -> None:
         self.device = device
         self.counting = counting  # whether FLOPs are counted; null otherwise
+        self.waiting = waiting  # whether `seconds_waiting` is recorded: waiting for a core
         self.uncounted: dict[str, str] = {}  # phase -> why its FLOPs are null
         self._spent: dict[str, Entry] = {}
         self._open: list[str | None] = []  # nested spans; None: time that is not recorded here
         self._since = 0.0
         self._energy: float | None = None
+        self._waited: float | None = None
         self._lost = False  # a process is lost, and the device may wait for it forever
 
     def run(
@@ -99,6 +104,8 @@ class CostLedger:
     def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
         """Record what was measured elsewhere; None for a number that was not measured."""
         _check(phase, counts)
+        if self.waiting and seconds:
+            counts = {"seconds_waiting": None, **counts}
         entry = self._spent.setdefault(phase, {"seconds": 0.0})
         for name, count in {"seconds": seconds, **counts}.items():
             amount = UNKNOWN if count is None else count
@@ -165,6 +172,9 @@ class CostLedger:
         idle = not any(costs.values())  # a phase without any cost has measured zeros
         row: dict[str, Any] = {name: _whole(costs.get(name, 0 if idle else None)) for name in FLOPS}
         row |= {"seconds": known(costs.get("seconds", 0.0)), "device": self.device}
+        if self.waiting:
+            waiting = costs.get("seconds_waiting", None if costs.get("seconds") else 0.0)
+            row |= {"seconds_waiting": known(waiting)}
         row |= {"peak_bytes": _whole(costs.get("peak_bytes", 0 if idle else None))}
         row |= {name: _whole(costs.get(name, 0)) for name in COUNTS if name != "tasks"}
         has_energy_meter = energy_joules(self.device) is not None
@@ -210,11 +220,14 @@ class CostLedger:
         if not self._open:
             self._start()
             return
-        phase, since, energy = self._open[-1], self._since, self._energy
+        phase, since, energy, waited = self._open[-1], self._since, self._energy, self._waited
         self._start()
         if phase is None:
             return
-        self.add(phase, self._since - since, peak_bytes=self._peak)
+        amounts: dict[str, float | None] = {"peak_bytes": self._peak}
+        if self.waiting and waited is not None and self._waited is not None:
+            amounts |= {"seconds_waiting": max(0.0, self._waited - waited)}
+        self.add(phase, self._since - since, **amounts)
         if energy is not None and self._energy is not None:
             self.add(phase, 0.0, energy_joules=self._energy - energy)
 
@@ -222,6 +235,7 @@ class CostLedger:
         if self.device.startswith("cuda") and not self._lost:
             torch.cuda.synchronize(self.device)
         self._peak, self._energy = peak_bytes(self.device), energy_joules(self.device)
+        self._waited = waiting_seconds() if self.waiting else None
         self._since = time.perf_counter()
 
 
@@ -297,7 +311,7 @@ def since(before: Entry, after: Entry) -> Entry:
 def _check(phase: str, counts: Collection[str]) -> None:
     if phase not in PHASES:
         raise ValueError(f"unknown phase {phase!r}; valid: {', '.join(PHASES)}")
-    valid = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules")
+    valid = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules", "seconds_waiting")
     for name in counts:
         if name not in valid:
             raise ValueError(f"unknown count {name!r}; valid: {', '.join(valid)}")

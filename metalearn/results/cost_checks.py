@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from metalearn.evaluate.cost_block import waiting_share
 from metalearn.results import costs
 from metalearn.results.design.tuning import describe_trials, stage_trials
 from metalearn.results.records import Group, Run
@@ -20,8 +21,8 @@ from metalearn.results.searches import (
 SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
 SLOW_ROUND = 2.0  # times the median of its method
-SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 ROUNDING = 1e-9
+SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
 
 class Check(NamedTuple):
@@ -59,6 +60,7 @@ def cost_checks(groups: Sequence[Group]) -> list[Check]:
         _check_phases(runs),
         _check_sums(runs),
         _check_idle(groups),
+        _check_training_load(groups),
         _check_policy(runs),
     ]
 
@@ -97,8 +99,6 @@ def _equivalent_trials(run: Run) -> frozenset[int]:
     return frozenset(one.limit if one.exhausted else one.made for one in stages) or frozenset({0})
 
 
-def _flops(run: Run) -> str:
-    budget = tuning_flops(run)
 def _check_equal_compute(runs: Sequence[tuple[Run, str]]) -> Check:
     """Check for equal budgets in FLOPs, and that they were spent up to one more trial."""
     name = "equal tuning compute"
@@ -140,6 +140,8 @@ def _tried_all(run: Run, stage: Mapping[str, Any]) -> bool:
     return all(values) and math.prod(map(len, values)) <= int(stage["trials"])
 
 
+def _flops(run: Run) -> str:
+    budget = tuning_flops(run)
     return "trials" if budget is None else f"{budget:.3g} FLOPs"
 
 
@@ -248,12 +250,7 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     runs = [run for group in groups for run in group.runs]
     problems = group_owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
     if problems:
-        rows = {
-            text: "all runs" if len(who) == len(runs) else ", ".join(who)
-            for text, who in problems.items()
-        }
-        why = "; ".join(f"{text} ({who})" for text, who in rows.items())
-        return Check(name, False, f"no verdict in seconds: {why}")
+        return Check(name, False, f"no verdict in seconds: {_describe_rows(problems, runs)}")
     timings = [run.result["timing"] for run in runs]
     others = max(timing["others"] for timing in timings)
     rounds = min(timing["rounds"] for timing in timings)
@@ -270,6 +267,31 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     worst = max(known, key=lambda label: known[label])
     text = f"slowest round: {worst}, {known[worst]:.1f} times the median of its method"
     return Check(name, True, f"{why}; {text}")
+
+
+def _check_training_load(groups: Sequence[Group]) -> Check:
+    """Check that training had its cores to itself, as up-front seconds require."""
+    name = "training did not wait for cores"
+    if len(groups) < 2:
+        return Check(name, True, "does not apply: there is one method")
+    runs = [run for group in groups for run in group.runs]
+    problems = group_owners(
+        (text, run.name) for run in runs if (text := costs.up_front_problem(run))
+    )
+    shares = [share for run in runs if (share := waiting_share(run.cost)) is not None]
+    fine = f"at most {max(shares, default=0.0):.1%} of the up-front seconds of a run"
+    return check(
+        name, f"no verdict in seconds: {_describe_rows(problems, runs)}" if problems else "", fine
+    )
+
+
+def _describe_rows(problems: Mapping[str, Sequence[str]], runs: Sequence[Run]) -> str:
+    """Return `problem (rows)` of each problem."""
+    rows = {
+        text: "all runs" if len(who) == len(runs) else ", ".join(who)
+        for text, who in problems.items()
+    }
+    return "; ".join(f"{text} ({who})" for text, who in rows.items())
 
 
 def _check_policy(runs: Sequence[Run]) -> Check:

@@ -9,15 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from metalearn.evaluate import cost_block, pareto, stats
+from metalearn.evaluate import cost_block, pareto
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
-from metalearn.evaluate.random_effects import LEAST_SEEDS
+from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL, satterthwaite
+from metalearn.evaluate.students_t import t_quantile
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
 QUERIES = (1, 100, 10_000)  # per task, for which costs are compared in addition to the test's
-BUSY = 0.1  # fraction of the cores' time used by others, above which seconds decide nothing
+BUSY = 0.1  # fraction of time that others took of the cores, above which seconds decide nothing
 
 
 def uses_pretrained_weights(run: Run) -> bool:
@@ -106,13 +107,29 @@ def on_front(groups: Sequence[Group], axis: Axis, tasks: int) -> list[bool]:
 
 
 def total_interval(group: Group, axis: Axis, tasks: int) -> pareto.Ends | None:
-    """Return the 95 % t interval of `total` over seeds; for one seed, its own total twice."""
-    value = total(group, axis, tasks)
-    if value is None:
-        return None
+    """Return the 95 % t interval of `total` over seeds; for one seed, its own total twice.
+
+    That of seconds includes the variance of timing."""
     each = [total(Group(group.label, [run]), axis, tasks) for run in group.runs]
-    half = stats.seeds_ci95(each) or 0.0
+    totals = [value for value in each if value is not None]
+    if len(totals) < len(each):
+        return None
+    value, count = statistics.fmean(totals), len(totals)
+    if count == 1:
+        return value, value
+    parts: list[tuple[float, float]] = [(float(np.var(totals, ddof=1)) / count, count - 1.0)]
+    if axis == "seconds":
+        covariances = timing_covariances(group, _seconds_to_headline)
+        parts += [(tasks**2 * float(table[0, 0]), freedom) for table, freedom in covariances]
+    variance = np.asarray(sum(part for part, _ in parts))
+    quantile = t_quantile((1 + LEVEL) / 2, satterthwaite(variance, parts))
+    half = float(quantile * np.sqrt(variance))
     return value - half, value + half
+
+
+def _seconds_to_headline(run: Run) -> list[float] | None:
+    seconds = learning_cost(run, "seconds")
+    return None if seconds is None else [float(seconds[run.headline_point])]
 
 
 def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) -> list[Json]:
@@ -130,7 +147,7 @@ def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) 
             **{axis: total(group, axis, tasks) for axis in AXES},
             "ci95": {axis: _list(ends[axis][place]) for axis in AXES},
             "on_front": {axis: fronts[axis][place] for axis in AXES},
-            "front": {axis: _front(groups, place, ends[axis], pairs) for axis in AXES},
+            "front": {axis: _front(groups, place, ends[axis], pairs, axis) for axis in AXES},
         }
         for place, group in enumerate(groups)
     ]
@@ -141,21 +158,30 @@ def _list(ends: pareto.Ends | None) -> list[float] | None:
 
 
 def _front(
-    groups: Sequence[Group], place: int, ends: Sequence[pareto.Ends | None], pairs: Sequence[Json]
+    groups: Sequence[Group],
+    place: int,
+    ends: Sequence[pareto.Ends | None],
+    pairs: Sequence[Json],
+    axis: Axis,
 ) -> pareto.Place | None:
-    """Decide by rows with LEAST_SEEDS seeds: other intervals do not hold for new seeds."""
+    """Decide by rows whose intervals hold for new seeds; of the others, nothing is known."""
     if ends[place] is None:
         return None
     rivals = [
-        (len(group.runs) >= LEAST_SEEDS, ends[other], _better_by(group, groups[place], pairs))
+        (ends[other], _better_by(group, groups[place], pairs))
+        if _may_decide(group, axis)
+        else (None, None)
         for other, group in enumerate(groups)
-        if other != place and ends[other] is not None
+        if other != place
     ]
-    verdict = pareto.place_by_interval(
-        ends[place], [(cost, apart) for enough, cost, apart in rivals if enough]
-    )
-    few = [] if verdict == "off" else [enough for enough, *_ in rivals if not enough]
-    return "open" if few or len(groups[place].runs) < LEAST_SEEDS else verdict
+    verdict = pareto.place_by_interval(ends[place], rivals)
+    return verdict if _may_decide(groups[place], axis) else "open"
+
+
+def _may_decide(group: Group, axis: Axis) -> bool:
+    """Return whether a method has enough seeds, and seconds that allow verdicts."""
+    timed = axis == "flops" or not any(map(seconds_problem, group.runs))
+    return timed and len(group.runs) >= LEAST_SEEDS
 
 
 def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends | None:
@@ -168,11 +194,32 @@ def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends
     return (low, high) if (entry["a"] == other.label) == group.higher_better else (-high, -low)
 
 
+def seconds_problem(run: Run) -> str:
+    """Return why the seconds of a run, up front or per task, allow no verdict; empty if they do."""
+    return timing_problem(run) or up_front_problem(run)
+
+
+def up_front_problem(run: Run) -> str:
+    """Return why the up-front seconds of a run allow no verdict; empty if they do.
+
+    They are measured during training, when other rows may train side by side. That is no problem
+    as long as the cores suffice: what counts is the time in which training could have run, and
+    waited for a core that another process had."""
+    share = cost_block.waiting_share(run.cost)
+    if share is None:
+        return "the time that its training waited for a core was not recorded"
+    if share > BUSY:
+        return f"its training waited for a core in {share:.0%} of its time"
+    return ""
+
+
 def timing_problem(run: Run) -> str:
     """Return why the seconds of a run's new tasks allow no verdict; empty if they do."""
     timing = run.result.get("timing")
     if timing is None:
         return "not timed again after training"
+    if not _rounds(run.cost, "seconds_alone"):
+        return "the seconds of each round were not recorded"
     if timing.get("others") is None:
         return "the load by other processes is unknown"
     if timing["others"] > BUSY:

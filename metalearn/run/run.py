@@ -266,7 +266,8 @@ def _clear_other(folder: Path, experiment: Experiment) -> None:
 
 def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
     """Return the ledger of a run; only that of rank 0 counts FLOPs."""
-    return CostLedger(device_of(experiment.run.device), counting=ranks.is_first)
+    device = device_of(experiment.run.device)
+    return CostLedger(device, counting=ranks.is_first, waiting=True)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _one_time_cost(result: dict[str, Any]) -> dict[str, Entry]:
 
     The cost of weights that were pretrained elsewhere is left out: each run adds it by itself."""
     unknown = math.nan
-    names = ("seconds", *FLOPS, *COUNTS, "energy_joules")
+    names = ("seconds", "seconds_waiting", *FLOPS, *COUNTS, "energy_joules")
     entries = {phase: result["cost"].get(phase) or {} for phase in ONCE}
     spent = {phase: entry | (entry.get("own") or {}) for phase, entry in entries.items()}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metalearn.evaluate.cost_block import waiting_share
 from metalearn.report.section import section
 from metalearn.report.sections import Section
 from metalearn.report.work import BEFORE
@@ -24,5 +25,6 @@ def cost(rows: Section, pages: Sequence[Section]) -> Json:
         "before": BEFORE,
         "devices": sorted(devices - {""}),
         "timings": timings,
+        "waiting": [waiting_share(run.cost) for run in rows.runs],
         "pretrained": pretrained_rows,
     }

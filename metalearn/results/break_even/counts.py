@@ -23,7 +23,7 @@ from metalearn.results.costs import (
     learning_cost,
     only_pretraining_unknown,
     prediction_cost,
-    timing_problem,
+    seconds_problem,
     timing_variances,
     up_front_cost,
     uses_pretrained_weights,
@@ -75,7 +75,7 @@ class VerdictRule(NamedTuple):
 
 def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> VerdictRule:
     problems = {
-        group.label: next((text for run in group.runs if (text := timing_problem(run))), "")
+        group.label: next((text for run in group.runs if (text := seconds_problem(run))), "")
         for group in groups
     }
     timing_problems = {label: text for label, text in problems.items() if text}

@@ -22,7 +22,7 @@ from metalearn.results.costs import (
     only_pretraining_unknown,
     prediction_cost_parts,
     query_count,
-    timing_problem,
+    seconds_problem,
     up_front_cost,
 )
 from metalearn.results.records import Array, Group, Json, Run
@@ -54,10 +54,10 @@ def find_candidates(
     labels = {candidate.label for candidate in candidates}
     rows = [group for group in groups if group.label in labels]
     few = [group.label for group in rows if len(group.runs) < LEAST_SEEDS]
-    without_timing = [group.label for group in rows if any(map(timing_problem, group.runs))]
+    without_timing = [group.label for group in rows if any(map(seconds_problem, group.runs))]
     why = f"fewer than {LEAST_SEEDS} seeds: {', '.join(few)}" if few else ""
     if axis == "seconds" and without_timing and not why:
-        why = f"not timed interleaved on an idle machine: {', '.join(without_timing)}"
+        why = f"seconds of a busy machine, or not timed interleaved: {', '.join(without_timing)}"
     return Candidates(candidates, left_out, why)
 
 
