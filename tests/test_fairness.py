@@ -172,6 +172,15 @@ def test_the_protocol_says_how_rows_were_made(tmp_path: Path) -> None:
     assert "Protocol" in page and "conditional on this tuning" in page
 
 
+def test_the_protocol_names_the_seeds_that_differ(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    file = tmp_path / "methods/maml/seed-1/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalisation": "running"}))
+    query_batch = "query_batch (transductive): maml (seeds 0, 2), scratch"
+    expected = f"{query_batch}; running (transductive): maml (seed 1)"
+    assert facts(tmp_path)["normalisation"] == expected
+
+
 def test_the_protocol_says_how_seconds_were_measured(tmp_path: Path) -> None:
     """One seed per method in each round, or, in older comparisons, all of them in all."""
     write_rows(tmp_path, ["maml", "scratch"], seeds=2)

@@ -39,18 +39,26 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
 
 
 def _by_value(groups: Sequence[Group], of: Callable[[Run], str]) -> str:
-    """Return `value: labels; value: labels`, or the value alone if all rows have it."""
-    labels_by_value: dict[str, list[str]] = {}
+    """Return `value: labels; value: labels`, or the value alone if all rows have it.
+
+    A row whose seeds have several values is named with the seeds of each."""
+    owners_by_value: dict[str, list[str]] = {}
     for group in groups:
-        if value := of(group.first):
-            labels_by_value.setdefault(value, []).append(group.label)
-    if (
-        len(labels_by_value) == 1
-        and len(groups) > 1
-        and len(next(iter(labels_by_value.values()))) == len(groups)
-    ):
-        return f"all methods: {next(iter(labels_by_value))}"
-    return "; ".join(f"{value}: {', '.join(labels)}" for value, labels in labels_by_value.items())
+        seeds: dict[str, list[int]] = {}
+        for run in group.runs:
+            seeds.setdefault(of(run), []).append(run.seed)
+        for value, own in seeds.items():
+            if value:
+                name = group.label if len(seeds) == 1 else _name_seeds(group.label, own)
+                owners_by_value.setdefault(value, []).append(name)
+    labels = [group.label for group in groups]
+    if len(labels) > 1 and list(owners_by_value.values()) == [labels]:
+        return f"all methods: {next(iter(owners_by_value))}"
+    return "; ".join(f"{value}: {', '.join(names)}" for value, names in owners_by_value.items())
+
+
+def _name_seeds(label: str, seeds: Sequence[int]) -> str:
+    return f"{label} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
 
 
 def _describe_counts(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
@@ -165,14 +173,19 @@ def _describe_budget(groups: Sequence[Group]) -> str:
         counts = [f"{n} trials (all values)" if end else f"{n} trials" for n, _, end in stages]
         return " and ".join(dict.fromkeys(counts))
 
-    tuned_groups = [group for group in groups if words(group.first)]
+    tuned_groups = [group for group in groups if any(map(words, group.runs))]
     if not tuned_groups:
         return ""
-    both = [group.label for group in tuned_groups if len(stage_trials(group.first)) > 1]
+    both = [
+        group.label
+        for group in tuned_groups
+        if any(len(stage_trials(run)) > 1 for run in group.runs)
+    ]
     text = _by_value(groups, words)
     if both:
         text += f"; for training options and for options on new tasks each: {', '.join(both)}"
-    if any(_section(group.first, "budget").get("once") for group in tuned_groups):
+    runs = [run for group in tuned_groups for run in group.runs]
+    if any(_section(run, "budget").get("once") for run in runs):
         text += "; tuned with the first seed only: intervals are conditional on this tuning"
     elif any(len(group.runs) > 1 for group in tuned_groups):
         text += "; tuned separately for each seed"
