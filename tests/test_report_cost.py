@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from pages import check_page
 from run_folders import (
     METHODS,
@@ -120,6 +121,40 @@ def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
         write_regression(tmp_path / f"c/methods/{name}/seed-0", name)
     three = settings(read_sections([tmp_path / name for name in "abc"]))
     assert len(three) == 2  # sinusoids come in one shape
+
+
+def test_another_shape_has_the_interval_of_its_margin_and_names_what_else_differs(
+    tmp_path: Path,
+) -> None:
+    """maml beats reptile; at 5 shots it was trained for fewer steps, as all were."""
+
+    def five(result: dict[str, Any]) -> None:
+        result["task"]["shots"] = 5
+
+    for place, change, steps in (("a", id, 600), ("b", five, 400)):
+        for label in ("maml", "reptile"):
+            for seed in range(3):
+                folder = tmp_path / place / f"methods/{label}/seed-{seed}"
+                write_run(folder, label, label, seed, change=change)
+                config = folder / "config.yaml"
+                written = yaml.safe_load(config.read_text())
+                written["run"] |= {"meta_steps": steps, "threads": steps}
+                written["task"]["shots"] = 1 if place == "a" else 5
+                if label == "maml":
+                    written["method"]["inner_steps"] = steps // 100
+                config.write_text(yaml.safe_dump(written))
+    sections = read_sections([tmp_path / "a", tmp_path / "b"])
+    first, second = settings(sections)
+    (pair,) = sections[0].results["paired"]
+    assert first["ci95"] == [100 * end for end in pair["ci95"]]  # maml - reptile
+    assert first["ci95"][0] < first["margin"] < first["ci95"][1]
+    assert first["differences"] == []
+    assert second["differences"] == [
+        "method.inner_steps 4 instead of 6 (maml)",
+        "run.meta_steps 400 instead of 600 (all)",
+    ]
+    page = check_page(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")).text
+    assert "run.meta_steps 400 instead of 600 (all)" in page
 
 
 def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
