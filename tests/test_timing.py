@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from commandline import sinusoid
-from run_folders import groups_of, write_rows
+from run_folders import groups_of, write_rows, write_run
 
 from metalearn.compare import timing
 from metalearn.compare.compare import compare
@@ -21,6 +21,7 @@ from metalearn.evaluate import curves
 from metalearn.evaluate.cost_block import EACH, total_seconds, waiting_share
 from metalearn.machine import Activity, waiting_seconds
 from metalearn.results.break_even.counts import method_costs
+from metalearn.results.costs import prediction_cost, prediction_cost_parts
 from metalearn.run import cost
 from metalearn.run import timing as run_timing
 from metalearn.run.run import run_one
@@ -74,6 +75,8 @@ def test_medians_of_five_rounds_are_the_seconds_of_new_tasks(compared: Path) -> 
                 assert entry["rounds"][field] == values
                 assert entry[field] == statistics.median(values)
             assert entry["seconds"] == entry["seconds_batched"]
+            by_one = phase == "predict" and label != "nas"  # a search on the host has no batch
+            assert ("seconds_one_query" in entry) == by_one
             assert set(entry["first_pass"]) >= {"seconds", "seconds_alone", "seconds_batched"}
         facts = row["timing"]
         assert (facts["rounds"], facts["rows"]) == (5, 3) and facts["first_call_seconds"] > 0
@@ -159,7 +162,7 @@ def test_the_batch_that_is_timed_is_that_of_the_test(
     assert adapt["gradient_steps"] == one.evaluate.steps[-1] and predict["tasks"] == 20
     learned.clear()
     run_timing.open_run(tmp_path / "run").round(0)
-    assert learned == [1, size, size]
+    assert learned == [1, size, size, size], "the last with one query"
 
 
 def test_only_the_test_has_a_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +250,24 @@ def test_the_noise_of_the_rounds_is_in_the_costs_per_task(
         of_four = statistics.variance([0.16, 0.15, 0.68, 0.14]) * math.pi / 8
         whole = (4 * 0.155 + 0.15) / 5
         assert (variance, freedom) == (pytest.approx(0.8**2 * of_four / whole**2), 3)
+
+
+def test_one_query_costs_more_than_its_share_of_a_call(tmp_path: Path) -> None:
+    """0.30 ms + 5 us a query, measured with 25 queries and with 1: one costs 305 us, not 17."""
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml")
+    (group,) = groups_of(tmp_path)
+    run = group.first
+    predict = run.result["cost"]["predict"]
+    predict |= {"queries": 25, "seconds_batched": 0.425e-3}
+    assert prediction_cost(run, "seconds", 1) == pytest.approx(17e-6)
+    predict["seconds_one_query"] = 0.305e-3
+    assert prediction_cost(run, "seconds", 1) == pytest.approx(305e-6)
+    assert prediction_cost(run, "seconds", 25) == prediction_cost(run, "seconds")
+    assert prediction_cost(run, "seconds", 100) == pytest.approx(0.8e-3)
+    for one, fixed in ((0.5e-3, 0.425e-3), (1e-6, 0.0)):  # noise: no query is free, nor less
+        predict["seconds_one_query"] = one
+        parts = prediction_cost_parts(run, "seconds")
+        assert parts is not None and parts[0] == pytest.approx(fixed) and parts[1] >= 0
 
 
 def edit_flops(folder: Path, change: Callable[[Any], Any]) -> None:

@@ -166,12 +166,14 @@ def learning_ledger(
     steps: int | None = None,
     *,
     counting: bool = True,
+    queries: int | None = None,
 ) -> CostLedger:
     """Return the cost of learning some test tasks with `steps` steps (default: all) and of
-    predicting once."""
+    predicting the first `queries` of each (default: all) once."""
     ledger = CostLedger(source.spec.device, counting=counting)
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])
     points = (evaluate.steps[-1] if steps is None else steps,)
-    method.learn(meta, *learner_inputs(batch), points, key=keys, ledger=ledger)
+    support, query_x = learner_inputs(batch)
+    method.learn(meta, support, query_x[:, :queries], points, key=keys, ledger=ledger)
     return ledger

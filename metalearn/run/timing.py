@@ -5,6 +5,7 @@ again in the same way: new tasks learned one at a time, and in a batch."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,11 @@ class TimedRun:
     threads: int
 
     def round(self, number: int) -> dict[str, Seconds]:
-        """Return the seconds of one task by phase, under `alone`, `batched` and `at_start`.
+        """Return the seconds of one task by phase: `alone`, `batched`, `at_start`, `one_query`.
 
-        `batched` is a task of a batch, `at_start` the same with no step. Task `number` is learned
-        alone, as a search may take longer for one task than for another; a search on the host has
-        no batch."""
+        `batched` is a task of a batch, `at_start` the same with no step, `one_query` also with one
+        query only. Task `number` is learned alone, as a search may take longer for one task than
+        for another; a search on the host has no batch."""
         set_threads(self.threads)
         seconds = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
         if self.method.traits.host_side:
@@ -49,6 +50,9 @@ class TimedRun:
         seconds["batched"] = self._seconds(0, size)
         if self.method.traits.uses_steps and self.evaluate.steps[-1] > 0:
             seconds["at_start"] = self._seconds(0, size, 0)
+        with contextlib.suppress(RuntimeError, ValueError):  # a method may refuse a single query
+            steps = 0 if self.method.traits.uses_steps else None
+            seconds["one_query"] = self._seconds(0, size, steps, queries=1)
         return seconds
 
     def first_call(self) -> float:
@@ -57,10 +61,13 @@ class TimedRun:
         self.round(0)
         return time.perf_counter() - started_at
 
-    def _seconds(self, first: int, tasks: int, steps: int | None = None) -> Seconds:
+    def _seconds(
+        self, first: int, tasks: int, steps: int | None = None, queries: int | None = None
+    ) -> Seconds:
         ledger = learning_ledger(
             *(self.method, self.meta, self.source, self.evaluate, first, tasks, steps),
             counting=False,
+            queries=queries,
         )
         return {phase: ledger.seconds(phase) / tasks for phase in EACH}
 
@@ -111,6 +118,8 @@ def _with_medians(
     }
     if "seconds_at_start" in entry and "at_start" in rounds[0]:
         kinds["seconds_at_start"] = "at_start"
+    if phase == "predict" and all("one_query" in one for one in (*rounds, *pooled)):
+        kinds["seconds_one_query"] = "one_query"
     seconds_by_round = {
         name: [timed_round[kind][phase] for timed_round in rounds] for name, kind in kinds.items()
     }
@@ -120,7 +129,8 @@ def _with_medians(
     }
     if "seconds_at_start" in medians:
         medians["seconds_at_start"] = min(medians["seconds_at_start"], medians["seconds_batched"])
-    first_pass = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}
+    measured = [name for name in ("seconds", *kinds) if name in entry]
+    first_pass = entry.get("first_pass") or {name: entry[name] for name in measured}
     row = {**entry, **medians, "seconds": medians["seconds_batched"]}
     query_cost = per_query(row, entry["queries"]) if entry.get("queries") else {}
     return {**row, **query_cost, "first_pass": first_pass, "rounds": seconds_by_round}
