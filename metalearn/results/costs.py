@@ -259,6 +259,8 @@ def timing_covariances(
     a median: pi / (2 R) times that of its R rounds, as for the median of many values, on R - 1
     degrees of freedom. A seed with a median of its own adds nothing: seeds were timed in different
     rounds, so the variance between them includes that of timing."""
+    if any(parts_of(run) is None for run in group.runs):
+        return ()
     found = []
     for runs in _runs_by_work(group):
         errors = np.concatenate([_errors_of_rounds(run, parts_of) for run in runs])  # [R, k]
@@ -271,12 +273,10 @@ def timing_covariances(
 
 def _errors_of_rounds(run: Run, parts_of: Callable[[Run], Sequence[float] | None]) -> Array:
     """Return the seconds of each round of a run minus the medians: [R, k]."""
-    medians = parts_of(run)
-    if medians is None:
-        return np.zeros((0, 1))
+    medians = np.asarray(parts_of(run), np.float64)
     rounds = [parts_of(one) for one in _with_rounds_as_medians(run)]
     table = np.asarray([parts for parts in rounds if parts is not None], np.float64)
-    return table.reshape(-1, len(medians)) - np.asarray(medians, np.float64)
+    return table.reshape(-1, len(medians)) - medians
 
 
 def _runs_by_work(group: Group) -> list[list[Run]]:

@@ -36,6 +36,8 @@ class Candidate(NamedTuple):
     solved: Bools  # [A, S, E]
     origin: str = ""  # the trained network that it starts from: its seeds are resampled together
     step: int | None = None  # after which its meta-training stops; None: all of it
+    # of seconds: (covariance [2, 2] of the means of adapt and query by timing, degrees of freedom)
+    timing: tuple[tuple[Array, float], ...] = ()
 
 
 class Decision(NamedTuple):
@@ -163,7 +165,9 @@ def _is_below(
 def _costs(choice: Candidate, solved: Bools, queries: float) -> Costs:
     """Return the costs of the tasks `solved` [S, E]."""
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
-    return costs_of_solved(choice.up_front, Reached(solved, cost))
+    costs = costs_of_solved(choice.up_front, Reached(solved, cost))
+    weights = np.asarray([1.0, queries]) / max(float(cost.mean()), 1e-300)
+    return costs.timed([(float(weights @ part @ weights), f) for part, f in choice.timing])
 
 
 def _first_cheapest(table: Array) -> NDArray[np.int64]:

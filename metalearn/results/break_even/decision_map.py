@@ -23,6 +23,7 @@ from metalearn.results.costs import (
     prediction_cost_parts,
     query_count,
     seconds_problem,
+    timing_covariances,
     up_front_cost,
 )
 from metalearn.results.records import Array, Group, Json, Run
@@ -74,7 +75,15 @@ def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Ca
     step_scores = np.stack([scores[:, point_of(run)] for scores, run in zip(table, group.runs)])
     higher = metric == "accuracy"
     solved = np.stack([targets.reaches(step_scores, level, higher=higher) for level in at])
-    return Candidate(group.label, up, adapt, query, solved, origin(group))
+    timing = timing_covariances(group, _timed) if axis == "seconds" else ()
+    candidate = Candidate(group.label, up, adapt, query, solved, origin(group))
+    return candidate._replace(timing=timing)
+
+
+def _timed(run: Run) -> tuple[float, float] | None:
+    """Return the seconds per task and per query of a run; None if they are not known."""
+    costs = _costs(run, "seconds")
+    return None if isinstance(costs, str) else costs[1:]
 
 
 def _checkpoints(
