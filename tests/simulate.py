@@ -230,8 +230,8 @@ def no_start(repeats: int) -> list[str]:
         "## No costs in advance",
         "",
         *wrapped(
-            f"{repeats:,} repeats with 200 tasks. Equal methods: any verdict but the same is "
-            "false. True: a task of the second method costs 1.3 times as much."
+            f"{repeats:,} repeats with 200 tasks. False: both methods are equal. True: a task "
+            "of the second one costs 1.3 times as much."
         ),
         "",
         "| seeds | SD of seeds, points | fraction solved | the same | always, false "
