@@ -148,6 +148,26 @@ def calibration_error(counts: Tensor) -> Tensor:
     return gap / counts[..., 0].sum(-1)
 
 
+def calibration_floor(counts: Tensor) -> Tensor:
+    """The expected calibration error of a perfectly calibrated predictor with these counts and
+    mean confidences, which is above 0 and falls with the number of labels: [..., BINS, 3] -> [...].
+
+    A bin of n labels with confidence p has the mean absolute deviation of a binomial: 2 k C(n, k)
+    p^k (1 - p)^(n - k + 1), k = floor(n p) + 1 (De Moivre 1730; Diaconis & Zabell 1991, Statistical
+    Science 6(3), equation 1.1).
+
+    >>> counts = ml.losses.calibration_counts(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    >>> ml.losses.calibration_floor(counts)  # of 4 fair coins: 2 * 3 * 4 / 2**5 / 4
+    tensor(0.1875)
+    """
+    number = counts[..., 0].double().round()
+    p = (counts[..., 1].double() / number.clamp(min=1)).clamp(1e-12, 1 - 1e-12)
+    k = (number * p).floor() + 1
+    log_choices = (number + 1).lgamma() - (k + 1).lgamma() - (number - k + 1).lgamma()
+    deviation = 2 * k * (log_choices + k * p.log() + (number - k + 1) * (1 - p).log()).exp()
+    return (deviation.sum(-1) / number.sum(-1)).to(counts.dtype)
+
+
 LOSSES: dict[str, Criterion] = {
     "cross_entropy": cross_entropy,
     "mse": squared_error,

@@ -158,10 +158,13 @@ def test_the_level_of_a_pair_is_on_the_page(tmp_path: Path, seeds: int) -> None:
     assert rows["a", "c"]["level"] is None and rows["a", "c"]["tasks"] is None
     page = report(tmp_path, 0.9)
     text = page.read_text()
-    end = ", 95 % interval 98 to 101" if seeds == 3 else ""
-    verdict = "pays" if seeds == 3 else "undecided"
-    assert f'title="a against b: {verdict}, at 70 %{end}">' in text
-    assert 'title="a against c: an estimate, not tested, at the easiest level, as there' in text
+    assert all(row["verdict"] == "undecided" for row in found)
+    assert "the level was chosen on these tasks" in rows["a", "b"]["why"]
+    verdict = "not reached" if seeds == 3 else "undecided"  # the matrix is at the target
+    assert f'title="a against b: {verdict}, at 90 %">' in text
+    assert 'title="a against c: an estimate, not tested, at 90 %">' in text
+    table = text[text.index("Estimates at the highest level") :].split("</table>")[0]
+    assert "estimate, level chosen on these tasks" in table and "<strong>" not in table
     words = check_page(page).text
     assert "by 25 points" in words and "from the target down in steps of 5 points" in words
 

@@ -35,6 +35,7 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "summary",
         "paired",
         "contrasts",
+        "contrast_choice",
         "target",
         "levels",
         "break_even",

@@ -94,11 +94,12 @@ def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
     assert before is not None and before["metric"] == "accuracy"
     lines = (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]
     looks = [json.loads(line) for line in lines]
-    best = max(look["accuracy"] for look in looks if look["split"] == "valid")
-    assert before["value"] == pytest.approx(0.9 * best, abs=1e-6) and "maml" in before["why"]
+    scores = [look["accuracy"] for look in looks if look["split"] == "valid"]
+    assert scores[-1] < max(scores)  # the last, as the best of several is too high
+    assert before["value"] == pytest.approx(0.9 * scores[-1], abs=1e-6) and "maml" in before["why"]
     for file in tmp_path.rglob("scores.npz"):  # other test scores, other results: the same target
-        scores = dict(np.load(file))
-        np.savez(file, **{name: values * 0.5 for name, values in scores.items()})
+        tested = dict(np.load(file))
+        np.savez(file, **{name: values * 0.5 for name, values in tested.items()})
     assert choose_target(groups_of(tmp_path)) == before
     (tmp_path / "methods/maml/seed-0/metrics.jsonl").write_text("")
     assert choose_target(groups_of(tmp_path)) is None

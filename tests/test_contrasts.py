@@ -127,6 +127,10 @@ def test_break_even_is_given_at_every_level_and_under_every_price(tmp_path: Path
         config.write_text(config.read_text() + "evaluate: {targets: [0.3, 0.42]}\n")
     found = collect(tmp_path, target=TARGET)
     assert found["levels"] == pytest.approx([23 / 75, 32 / 75])  # multiples of 1 / 75 queries
+    for row in found["solved"]:
+        assert [one["level"] for one in row["shares"]] == pytest.approx([0.3, 23 / 75, 32 / 75])
+        assert all(one["ci95"][0] <= one["share"] <= one["ci95"][1] for one in row["shares"])
+        assert row["shares"][0]["share"] == row["share"]
     assert len(found["break_even"]) == 2 * 2
     for entry in found["break_even"]:
         assert entry["level"] in found["levels"] and entry["seeds"] == [3, 3]

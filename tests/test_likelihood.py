@@ -16,7 +16,7 @@ from metalearn.compare.comparison import Comparison
 from metalearn.evaluate.curves import Curve, learning_curve, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.in_context import IN_CONTEXT, ConditionalNeuralProcess
-from metalearn.losses import BINS, calibration_counts, calibration_error
+from metalearn.losses import BINS, calibration_counts, calibration_error, calibration_floor
 from metalearn.models import MLP
 from metalearn.results.comparison import write_comparison
 from metalearn.results.summary import summary
@@ -158,3 +158,28 @@ def test_scores_of_tasks_that_diverged_are_no_likelihoods(tmp_path: Path) -> Non
     write_scores(tmp_path / "scores.npz", Curve((0,), "loss", ones, ones, gone, nll=2 * ones))
     nll = np.load(tmp_path / "scores.npz")["nll"]
     assert np.isnan(nll[1, 0]) and (nll[[0, 2], 0] == 2).all()
+
+
+@pytest.mark.parametrize(("tasks", "percent"), [(10, 7.6), (20, 5.3), (50, 3.3), (150, 1.9)])
+def test_a_calibrated_predictor_has_the_calibration_error_of_its_floor(
+    tasks: int, percent: float
+) -> None:
+    """25 queries per task, 5 classes; labels are drawn from the predictions."""
+    generator = torch.Generator().manual_seed(tasks)
+    errors, floors = [], []
+    for _ in range(30):
+        logits = 1.5 * torch.randn(25 * tasks, 5, generator=generator, dtype=F64)
+        y = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+        counts = calibration_counts(logits, y)
+        errors.append(float(calibration_error(counts)))
+        floors.append(float(calibration_floor(counts)))
+    assert sum(floors) / 30 == pytest.approx(sum(errors) / 30, rel=0.12)
+    assert 100 * sum(floors) / 30 == pytest.approx(percent, abs=0.4)
+
+
+def test_the_floor_of_certain_and_of_missing_predictions() -> None:
+    certain = calibration_counts(torch.tensor([[99.0, -99.0]] * 3), torch.tensor([0, 0, 0]))
+    assert float(calibration_floor(certain)) == pytest.approx(0, abs=1e-6)
+    one = calibration_counts(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    assert float(calibration_floor(one)) == pytest.approx(0.5)
+    assert bool(calibration_floor(torch.full((BINS, 3), float("nan"))).isnan())

@@ -17,7 +17,7 @@ from metalearn.errors import ConfigError
 from metalearn.report.figures import cost
 from metalearn.report.figures.style import PALETTE, styles
 from metalearn.report.matrices import paired_matrix
-from metalearn.report.numbers import duration
+from metalearn.report.numbers import duration, score_interval
 from metalearn.report.page import write_report
 from metalearn.results import records
 from metalearn.results.comparison import (
@@ -104,7 +104,7 @@ def test_with_one_seed_the_page_speaks_of_these_networks_only(tmp_path: Path) ->
     write_rows(tmp_path / "one", ["maml", "scratch"])
     text = check_page(write_report([tmp_path / "one"], tmp_path / "one.html")).text
     assert only in text
-    assert "One seed: the interval over tasks holds for these trained networks only." in text
+    assert "Fewer than 3 seeds: intervals are over tasks and hold for these trained" in text
     assert "maml is better" not in text
     write_rows(tmp_path / "three", ["maml", "scratch"], seeds=3)
     text = check_page(write_report([tmp_path / "three"], tmp_path / "three.html")).text
@@ -208,7 +208,7 @@ def test_a_method_of_another_package_says_what_it_is(tmp_path: Path) -> None:
     expected = ("initialization", 0, True)
     assert (known.family, known.palette_index, known.acts_on_new_tasks) == expected
     text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
-    assert "points above training from scratch" in text
+    assert "its mean difference from training from scratch, +" in text
     found = styles(records.group([run, known]))
     assert found["theirs"].dash == "--" and found["maml"].color == PALETTE[0]
 
@@ -221,7 +221,7 @@ def test_the_answer_says_where_training_from_scratch_diverged(tmp_path: Path) ->
     result["test"]["diverged"] = [0.6] * len(result["test"]["steps"])
     (folder / "result.json").write_text(json.dumps(result))
     text = check_page(write_report([tmp_path], tmp_path / "b.html")).text
-    assert "times less than training from scratch" in text
+    assert "its mean difference from training from scratch, −" in text
     assert "; 60 % of its tasks diverged)" in text
 
 
@@ -358,3 +358,29 @@ def test_likelihood_and_calibration_stand_beside_accuracy(tmp_path: Path) -> Non
     assert "<td>0.510 ± 0.020 <small>without 25 %</small></td>" in text and "<td>4.3</td>" in text
     table = Comparison(tmp_path).table().splitlines()
     assert "NLL" in table[0] and any("0.510" in line and "4.3" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("ends", "percent", "seeds", "shown"),
+    [
+        ((0.701, 0.756), True, (), "70.1 to 75.6"),
+        ((0.981, 1.002), True, (), "98.1 to 100.0"),
+        ((-0.125, 1.264), True, (), "wider than the scale"),
+        ((-0.533, 1.2), False, (0.2, 0.3), "wider than the scale"),
+        ((-0.533, 1.2), False, (-0.2, 0.3), "-0.533 to 1.20"),  # of a loss that may be negative
+    ],
+)
+def test_no_interval_is_printed_beyond_the_scale(
+    ends: Any, percent: bool, seeds: Any, shown: str
+) -> None:
+    assert score_interval(ends, percent, seeds) == shown
+
+
+def test_a_seed_that_fails_is_shown_instead_of_an_interval(tmp_path: Path) -> None:
+    for seed, method in enumerate(("maml", "maml", "scratch")):
+        write_run(tmp_path / f"methods/maml/seed-{seed}", "maml", method, seed, episodes=40)
+    write_rows(tmp_path, ["fine_tune"], seeds=2, episodes=40)
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "wider than the scale" in text and "assume that seeds and tasks vary roughly" in text
+    assert "2 seeds" in text  # instead of an interval over new seeds
+    assert "trial has the values of the file if the ranges contain them" in text

@@ -14,7 +14,8 @@ from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, Diverged
 from metalearn.logger import log
 from metalearn.report.page import write_report
-from metalearn.results.comparison import write_comparison
+from metalearn.results.comparison import read_request, write_comparison
+from metalearn.results.contrast_choice import append_request
 from metalearn.run.directory import status, why_other
 from metalearn.run.run import lock_run, run_locked
 from metalearn.storage import checkpoint
@@ -100,17 +101,21 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
 
 
 def _write_request(plan: Plan, out: Path) -> None:
-    """Make the folder, and write the target, labels and contrasts of the comparison."""
+    """Make the folder, and write the target, labels and contrasts of the comparison.
+
+    `requests` keeps those of earlier calls that differ, and how many rows had finished by then."""
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
     target = plan.experiments[0].evaluate.target
-    request = {
+    finished = len(list((out / "methods").glob("*/*/result.json")))
+    request: dict[str, Any] = {
         "experiment": plan.name,
         "target": target.model_dump() if target else None,
         "labels": [experiment.label for experiment in plan.experiments],
         "contrasts": plan.contrasts,
         "demonstration": plan.demonstration,
     }
+    request["requests"] = append_request(request, read_request(out), finished)
     write_json(out / "comparison-request.json", request)
 
 

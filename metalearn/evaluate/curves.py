@@ -20,6 +20,7 @@ from metalearn.losses import (
     accuracy,
     calibration_counts,
     calibration_error,
+    calibration_floor,
     criterion,
     cross_entropy,
     gaussian_nll,
@@ -63,6 +64,7 @@ class Curve:
     nll: Tensor | None = None  # [E, P], nats per label or target; NaN if none is predicted
     # [P], over the queries of all tasks whose predictions are finite; NaN likewise
     calibration_error: Tensor | None = None
+    calibration_floor: Tensor | None = None  # [P], the same of a perfectly calibrated predictor
 
     @property
     def mean(self) -> Tensor:
@@ -272,6 +274,7 @@ def make_curve(
         notes=scores.notes,
         nll=scores.nll,
         calibration_error=calibration_error(scores.counts.sum(0)),
+        calibration_floor=calibration_floor(scores.counts.sum(0)),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from metalearn.report import numbers
 from metalearn.results.records import Group, Json
 
 SIGNIFICANT = 0.05
+Reading = Literal["different", "not distinguished", "exploratory", "not tested", "too few seeds"]
 
 
 class Entry(NamedTuple):
@@ -49,12 +50,22 @@ def _difference(pair: Json, sign: int, up: bool) -> Entry:
     return Entry(text, title, "better" if (sign * value > 0) == up else "worse")
 
 
+def reading(pair: Json) -> Reading:
+    """Return what the test of a pair says: contrasts alone are tested, by their adjusted p."""
+    if pair.get("p") is None:
+        return "too few seeds"
+    if pair.get("p_holm") is None or not pair.get("contrast"):
+        return "not tested"
+    if pair.get("exploratory"):
+        return "exploratory"
+    return "different" if pair["p_holm"] <= SIGNIFICANT else "not distinguished"
+
+
 def _is_significant(pair: Json) -> bool:
-    """Decide by the p of a contrast; in a comparison without contrasts, by the interval."""
+    """Decide by the test of a contrast; in a comparison without contrasts, by the interval."""
     if "contrast" not in pair:
         return not pair["ci95"][0] <= 0 <= pair["ci95"][1]
-    p_value = pair.get("p_holm")
-    return p_value is not None and bool(p_value <= SIGNIFICANT)
+    return reading({"p": pair.get("p_holm"), **pair}) == "different"
 
 
 def break_even_matrix(
@@ -62,8 +73,8 @@ def break_even_matrix(
 ) -> Matrix:
     """Return the new task from which on the row's higher up-front cost breaks even with the column.
 
-    It is at the level of each pair, in units of `metric`; the method with the higher up-front cost
-    has the row."""
+    `rows` are at one level, in units of `metric`; the method with the higher up-front cost has the
+    row."""
     entries: dict[tuple[str, str], Entry] = {}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:
@@ -79,10 +90,8 @@ def _break_even_entry(row: Json, metric: str) -> Entry:
     )
     title = f"{row['a']} against {row['b']}: "
     title += verdict.replace("_", " ") if is_contrast else "an estimate, not tested"
-    if "level" in row:
-        no_level = "at the easiest level, as there is no common one"
-        at = f"at {numbers.level(row['level'], metric)}" if row["level"] is not None else no_level
-        title += f", {at}"
+    if row.get("level") is not None:
+        title += f", at {numbers.level(row['level'], metric)}"
     if row["ci95"] is not None:
         title += f", 95 % interval {numbers.interval(row['ci95'])}"
     if not is_contrast:

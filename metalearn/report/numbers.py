@@ -10,6 +10,8 @@ from typing import Any
 from metalearn.evaluate.cost_block import Axis
 
 NONE = "–"
+WIDER = "wider than the scale"  # instead of an interval, an end of which is no possible score
+BEYOND = 0.01  # of an accuracy
 
 
 def duration(seconds: float | None) -> str:
@@ -68,6 +70,27 @@ def score(value: float | None, percent: bool, like: float | None = None) -> str:
 def with_ci(value: float | None, ci95: float | None, percent: bool) -> str:
     text = score(value, percent)
     return text if value is None or ci95 is None else f"{text} ± {score(ci95, percent, value)}"
+
+
+def score_interval(ends: Sequence[float], percent: bool, seeds: Sequence[float | None] = ()) -> str:
+    """Format the interval of a mean score, or say that an end of it is no possible score.
+
+    A mean accuracy is between 0 and 1, and a loss that is positive for all `seeds` is above 0; an
+    end that is beyond by at most a point of accuracy is set to the end of the scale."""
+    low, high = ends
+    if percent:
+        is_wide = low < -BEYOND or high > 1 + BEYOND
+        low, high = max(0.0, low), min(1.0, high)
+    else:
+        is_wide = low < 0 <= min((value for value in seeds if value is not None), default=-1)
+    return WIDER if is_wide else f"{score(low, percent)} to {score(high, percent)}"
+
+
+def difference_interval(ends: Sequence[float], percent: bool) -> str:
+    """Format the interval of a difference, of two accuracies only if it can be one."""
+    if percent and max(map(abs, ends)) > 1:
+        return WIDER
+    return " to ".join(signed(end, percent) for end in ends)
 
 
 def above(value: float, other: float, percent: bool) -> str:

@@ -14,6 +14,7 @@ from metalearn.logger import log
 from metalearn.report.episodes import sample_tasks
 from metalearn.report.figures import FIGURES
 from metalearn.report.figures.style import styles, svg
+from metalearn.report.matrices import reading
 from metalearn.report.numbers import duration
 from metalearn.report.questions import QUESTIONS, all_questions
 from metalearn.report.render import render, render_text
@@ -159,13 +160,15 @@ def _best_row(section: Section) -> Json:
 
 
 def _margin(best: str, other: str, pairs: Mapping[frozenset[str], Json]) -> Json | None:
-    """Return the paired difference best - other with its interval, or None if it is unknown."""
+    """Return the paired difference best - other with its interval, or None if it is unknown.
+
+    The best of several means is above another one only if the contrast of the two says so."""
     pair = pairs.get(frozenset((best, other)))
     if pair is None or pair["difference"] is None or pair["ci95"] is None:
         return None
     sign = 1 if pair["a"] == best else -1
     low, high = sorted(sign * end for end in pair["ci95"])
-    facts = {"p": pair["p"], "seeds": len(pair["seeds"])}
+    facts = {"reading": reading(pair), "p_holm": pair.get("p_holm"), "seeds": len(pair["seeds"])}
     return {"low": low, "high": high, "value": sign * pair["difference"], **facts}
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from metalearn.report import numbers
 from metalearn.report.figures.style import inline
+from metalearn.report.matrices import reading
 from metalearn.report.work import gradient_steps_before, work
 from metalearn.results.design.tuning import describe_trials, seed_of_tuning, tuned_fields
 from metalearn.results.records import Group, Json, Run
@@ -19,6 +20,7 @@ from metalearn.results.searches import candidate_count, has_search, searcher
 
 NUMBERS = (
     *("duration", "amount", "cost", "plain_cost", "score", "above", "plus", "signed", "share"),
+    *("score_interval", "difference_interval"),
     *("percent", "level", "tasks", "interval", "count", "gibibytes", "kilojoules", "word"),
 )
 VERDICTS = {
@@ -66,6 +68,7 @@ def environment() -> Environment:
     templates.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
     templates.filters |= {"breakable": _breakable}
     templates.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
+    templates.filters |= {"reading": reading}
     return templates
 
 

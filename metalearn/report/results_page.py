@@ -190,6 +190,7 @@ def _contrasts(one: Json) -> str:
         apart = NONE if pair["difference"] is None else f"{pair['difference'] * scale:+.3g}"
         p = pair.get("p_holm")
         reading = "no test" if p is None else "distinguished" if p <= 0.05 else "not distinguished"
+        reading = "exploratory" if pair.get("exploratory") else reading
         cells = [f"{pair['a']} − {pair['b']}", apart, ends, p_value(p)]
         rows.append([*cells, reading])
     return _markdown(heads, rows)

@@ -14,7 +14,8 @@ from metalearn.results.break_even.sensitivity import sensitivity
 from metalearn.results.break_even.solved import solved_rows
 from metalearn.results.break_even.target import choose_target, target_levels
 from metalearn.results.checks import checks
-from metalearn.results.contrasts import contrasts, mark_contrasts
+from metalearn.results.contrast_choice import contrast_choice
+from metalearn.results.contrasts import mark_contrasts
 from metalearn.results.costs import total_cost
 from metalearn.results.curves import cost_curves, curves
 from metalearn.results.design.inductive import inductive_rows
@@ -35,7 +36,9 @@ FILE = "comparison.json"
 # of fractions of solved tasks by Wilson, and of counts computed from them. 5: break-even estimates
 # with too few seeds at the hardest level by point estimates, none across a gap of fractions.
 # 6: the noise of timing in intervals of seconds; costs without a failure by the number of tasks;
-# `pays` only if the up-front costs are distinguished.
+# `pays` only if the up-front costs are distinguished; no verdict of a contrast
+# that was chosen after rows had finished, or at a level chosen for a pair; intervals over seeds
+# need 3; a cell of the map is settled only if its shares are, by intervals.
 RULES = 6
 
 
@@ -56,24 +59,24 @@ def compare(
     target = {"why": "named in the experiment", **target} if target else choose_target(groups)
     request = request or {}
     levels = target_levels(groups, target)
-    contrast_pairs = contrasts(groups, request.get("contrasts"), request.get("labels") or ())
-    pairs = mark_contrasts(
-        [paired_difference(a, b) for a, b in combinations(groups, 2)], contrast_pairs
-    )
+    chosen = contrast_choice(groups, request)
+    differences = [paired_difference(a, b) for a, b in combinations(groups, 2)]
+    pairs = mark_contrasts(differences, chosen.tested, chosen.exploratory)
     contents = {
         "schema": 1,
         "rules": RULES,
         "rows": [run.result for group in groups for run in group.runs],
         "summary": [summary(group) for group in groups],
         "paired": pairs,
-        "contrasts": [list(pair) for pair in contrast_pairs],
+        "contrasts": [list(pair) for pair in chosen.pairs],
+        "contrast_choice": chosen.note,
         "target": target,
         "levels": levels,
-        "break_even": break_even(groups, target, levels, contrast_pairs),
-        "break_even_common": break_even_common(groups, target, contrast_pairs),
+        "break_even": break_even(groups, target, levels, chosen.tested),
+        "break_even_common": break_even_common(groups, target, chosen.tested),
         "decision_map": decision_map(groups, target, levels, "flops"),
         "decision_map_seconds": decision_map(groups, target, levels, "seconds"),
-        "sensitivity": sensitivity(groups, target, levels, contrast_pairs),
+        "sensitivity": sensitivity(groups, target, levels, chosen.pairs),
         "checks": [check._asdict() for check in checks(groups, unfinished, target)],
         **_figure_data(groups, target, pairs, levels),
     }
@@ -88,12 +91,12 @@ def _figure_data(
     return {
         "curves": curves(groups),
         "cost_curves": cost_curves(groups),
-        "solved": solved_rows(groups, target),
+        "solved": solved_rows(groups, target, levels),
         "break_even_lines": break_even_lines(groups, target),
         "total_cost": total_cost(groups, tasks, pairs),
         "equal_compute": equal_compute(groups, tasks),
         "factors": factors(groups, pairs),
-        "controls": controls(groups, pairs),
+        "controls": controls(groups),
         "selection": selection_rows(groups),
         "tuning": tuning_rows(groups),
         "inductive": inductive_rows(groups),

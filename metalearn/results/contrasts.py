@@ -36,18 +36,23 @@ def contrasts(
     return list(unique.values())
 
 
-def mark_contrasts(pairs: Sequence[Json], contrast_pairs: Sequence[Pair]) -> list[Json]:
+def mark_contrasts(
+    pairs: Sequence[Json], tested: Sequence[Pair], exploratory: Sequence[Pair] = ()
+) -> list[Json]:
     """Return `paired` entries with `contrast`, and `p_holm` of those that are contrasts.
 
     p is adjusted by Holm's method for the number of contrasts, including rows that are missing or
-    could not be tested."""
+    could not be tested. Exploratory contrasts do not change the p of the others; theirs is adjusted
+    for all of them."""
     p_values = {frozenset((entry["a"], entry["b"])): entry["p"] for entry in pairs}
-    keys = [frozenset(pair) for pair in contrast_pairs]
-    adjusted_p = dict(zip(keys, holm([p_values.get(key) for key in keys])))
+    keys, later = [frozenset(pair) for pair in tested], [frozenset(pair) for pair in exploratory]
+    of_all = zip([*keys, *later], holm([p_values.get(key) for key in [*keys, *later]]))
+    adjusted_p = {**dict(of_all), **dict(zip(keys, holm([p_values.get(key) for key in keys])))}
     entries = []
     for entry in pairs:
         key = frozenset((entry["a"], entry["b"]))
-        entries.append({**entry, "contrast": key in adjusted_p, "p_holm": adjusted_p.get(key)})
+        marks = {"contrast": key in adjusted_p, "exploratory": key in later}
+        entries.append({**entry, **marks, "p_holm": adjusted_p.get(key)})
     return entries
 
 

@@ -180,7 +180,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
         "interval": list(estimate.ci95)
-        if estimate and estimate.ci95 and estimate.seeds > 1
+        if estimate and estimate.ci95 and estimate.seeds >= random_effects.LEAST_SEEDS
         else None,
         "converged_only": use_converged,
         "tasks": row.test_tasks,

@@ -29,9 +29,11 @@ class _Summary(_Labelled):
     nll_ci95: Maybe = None
     nll_left_out: Maybe = None
     calibration_error: Maybe = None
+    calibration_floor: Maybe = None
     auc: Maybe = None
     iqm: Maybe = None
     interval: Ends = None
+    median: Maybe = None
     freedom: Maybe = None
     covers: Text | None = None
     reliability: Maybe = None
@@ -50,6 +52,7 @@ class _Difference(_Pair):
     p: Maybe
     why: Text | None = None
     contrast: bool = False
+    exploratory: bool = False
     p_holm: Maybe = None
     per_seed: list[Maybe] | None = None
 
@@ -141,6 +144,12 @@ class _Within(Open):
     share: list[Number]
 
 
+class _ShareAt(Open):
+    level: Number
+    share: Number
+    ci95: Ends
+
+
 class _Solved(_Labelled):
     share: Number
     per_solved: OfAxis
@@ -148,6 +157,7 @@ class _Solved(_Labelled):
     restricted: OfAxis
     cap: Count
     within: dict[Axis, _Within | None]
+    shares: list[_ShareAt] = Field(default_factory=list)
 
 
 class _Line(_Labelled):
@@ -190,6 +200,7 @@ class _Factor(_Pair):
 class _Control(_Labelled):
     relative: Number
     ci95: Ends
+    seeds: Count | None = None
 
 
 class _Noise(_Labelled):
@@ -237,6 +248,7 @@ class Comparison(Open):
     target: Target | None
     rules: Count | None = None
     contrasts: list[list[Text]] | None = None
+    contrast_choice: Text | None = None
     levels: list[Number] | None = None
     break_even: list[_BreakEven]
     checks: list[_Check]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metalearn.errors import ConfigError
+from metalearn.evaluate.breakeven import LEAST_TASKS
+from metalearn.evaluate.random_effects import ratio_interval
 from metalearn.evaluate.selection import noise
 from metalearn.nas import SEARCHERS
 from metalearn.results.design.tuning import stage_trials
@@ -58,11 +60,11 @@ def is_control(run: Run) -> bool:
     return kind is not None and kind.is_control
 
 
-def controls(groups: Sequence[Group], pairs: Sequence[Json]) -> list[Json]:
+def controls(groups: Sequence[Group]) -> list[Json]:
     """Return the `controls` rows: the relative difference of a search to a random architecture.
 
-    It is the mean random architecture of the same setting, on common tasks. The interval is that of
-    the paired difference, divided by the architecture's mean."""
+    It is the mean random architecture of the same setting, on common seeds and tasks. The interval
+    is Fieller's, so it includes the variance of the random architecture's mean."""
     bases = {
         _regime(group.first): group
         for group in searches(groups)
@@ -72,9 +74,7 @@ def controls(groups: Sequence[Group], pairs: Sequence[Json]) -> list[Json]:
     return [
         row
         for group, base in matches
-        if base is not None
-        and base is not group
-        and (row := _relative_difference(group, base, pairs))
+        if base is not None and base is not group and (row := _relative_difference(group, base))
     ]
 
 
@@ -89,21 +89,30 @@ def _regime(run: Run) -> tuple[str, ...]:
     return tuple(map(str, facts))
 
 
-def _relative_difference(group: Group, base: Group, pairs: Sequence[Json]) -> Json | None:
-    own, other = group.at_headline(), base.at_headline()
-    if own is None or other is None:
+def _relative_difference(group: Group, base: Group) -> Json | None:
+    seeds = {run.seed for run in group.runs} & {run.seed for run in base.runs}
+    own, other = (
+        Group(one.label, [run for run in one.runs if run.seed in seeds]).at_headline()
+        if seeds
+        else None
+        for one in (group, base)
+    )
+    if own is None or other is None or len(own) != len(other):
         return None
     tasks = min(own.shape[1], other.shape[1])
-    low, high = float(other[:, :tasks].mean()), float(own[:, :tasks].mean())
+    own, other = own[:, :tasks], other[:, :tasks]
+    low, high = float(other.mean()), float(own.mean())
     if not low or not np.isfinite([low, high]).all():
         return None
-    row: Json = {"label": group.label, "base": base.label, "relative": (high - low) / low}
-    row["ci95"], names = None, {group.label, base.label}
-    pair = next((entry for entry in pairs if {entry["a"], entry["b"]} == names), None)
-    if pair is not None and pair["ci95"] is not None:
-        sign = 1 if pair["a"] == group.label else -1
-        row["ci95"] = sorted(sign * end / low for end in pair["ci95"])
-    return row
+    ends = ratio_interval(own, other) if tasks >= LEAST_TASKS else None
+    ci95 = None if ends is None else [end - 1 for end in ends]
+    return {
+        "label": group.label,
+        "base": base.label,
+        "relative": (high - low) / low,
+        "ci95": ci95,
+        "seeds": len(seeds),
+    }
 
 
 class Selection(NamedTuple):

@@ -218,17 +218,26 @@ def points(curve: Curve) -> dict[str, Any]:
 
 
 def _likelihood(curve: Curve) -> dict[str, Any]:
-    """Return `nll` with its interval and `calibration_error` [P]; None without likelihoods.
+    """Return `nll` with its interval, `calibration_error` and `calibration_floor` [P].
+
+    They are None without likelihoods.
 
     Both leave out tasks that diverged, and `nll` those without a finite likelihood as well.
     `nll_left_out` is the fraction that `nll` leaves out."""
     names, likelihood = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
+    calibration = {
+        "calibration_error": curve.calibration_error,
+        "calibration_floor": curve.calibration_floor,
+    }
     if likelihood is None:
-        return {**dict.fromkeys(names), "calibration_error": None}
-    error = None if curve.calibration_error is None else curve.calibration_error.tolist()
+        return dict.fromkeys((*names, *calibration))
+    is_known = curve.metric == "accuracy"
     return {
         **{name: values.tolist() for name, values in zip(names, likelihood, strict=True)},
-        "calibration_error": error if curve.metric == "accuracy" else None,
+        **{
+            name: values.tolist() if is_known and values is not None else None
+            for name, values in calibration.items()
+        },
     }
 
 

@@ -64,6 +64,7 @@ class _Test(Open):
     nll_ci95: Row = None
     nll_left_out: Row = None
     calibration_error: Row = None
+    calibration_floor: Row = None
 
 
 class _Headline(Open):
@@ -296,13 +297,25 @@ class RowsTiming(Open):
     rounds: list[_Round]
 
 
+_Contrasts = list[Annotated[list[Text], Field(min_length=2, max_length=2)]] | None
+
+
+class _Requested(Open):
+    """Contrasts and labels of one request, and how many rows had finished by then."""
+
+    contrasts: _Contrasts = None
+    labels: list[Text] = []
+    finished: Count | None = None
+
+
 class Request(Open):
     """comparison-request.json."""
 
     target: Target | None = None
     demonstration: bool = False
     labels: list[Text] = []
-    contrasts: list[Annotated[list[Text], Field(min_length=2, max_length=2)]] | None = None
+    contrasts: _Contrasts = None
+    requests: list[_Requested] = []  # absent if made by an earlier version
 
 
 class _Metric(Open):

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.comparable import LEAST_SOLVED
 from metalearn.evaluate.fieller import Costs, difference
-from metalearn.evaluate.targets import Reached, costs_of_solved
+from metalearn.evaluate.targets import Reached, costs_of_solved, share_interval
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -38,6 +38,7 @@ class Candidate(NamedTuple):
     step: int | None = None  # after which its meta-training stops; None: all of it
     # of seconds: (covariance [2, 2] of the means of adapt and query by timing, degrees of freedom)
     timing: tuple[tuple[Array, float], ...] = ()
+    seeds: tuple[int, ...] = ()  # [S], the numbers of its seeds; empty: 0 to S - 1
 
 
 class Decision(NamedTuple):
@@ -102,9 +103,10 @@ def decide(
     methods of one origin the same seeds. The first of equally cheap methods wins, but not in a
     bootstrap sample.
 
-    `settled`: `share` is at least CLEAR, and the winner's total is below that of every other method
-    that reaches the target by the 95 % interval of fieller.py. The bootstrap alone underestimates
-    the variance between few seeds."""
+    `settled`: `share` is at least CLEAR; the winner reaches the target by the 95 % interval of its
+    fraction of solved tasks; and its total is below that of every other method that may reach it,
+    by the 95 % interval of fieller.py. The bootstrap alone underestimates the variance between few
+    seeds."""
     table = totals(choices, tasks, queries, None)
     least = table.min(0)
     winner = np.where(np.isfinite(least), _first_cheapest(table), -1)
@@ -117,27 +119,32 @@ def decide(
     best = np.where(is_unique, _first_cheapest(method_totals), -1)
     share = np.where(winner >= 0, (best == method[winner]).mean(0), np.nan)
     settled = np.nan_to_num(share) >= CLEAR
-    settled &= _is_below_all(choices, table, winner, settled, tasks, queries)
+    settled &= _is_below_all(choices, winner, settled, tasks, queries)
     return Decision(winner, share, settled, table)
 
 
 def _is_below_all(
     choices: Sequence[Candidate],
-    table: Array,
     winner: NDArray[np.int64],
     mask: Bools,
     tasks: ArrayLike,
     queries: ArrayLike,
 ) -> Bools:
-    """Return where the winner's total is below all others by intervals, within `mask`."""
+    """Return where the winner surely reaches the target and its total is below all others.
+
+    Both by intervals, within `mask`. The others are all that do not surely miss the target."""
     result = mask.copy()
     task_counts = np.asarray(tasks, np.float64)
+    limits = np.asarray(
+        [[_share_limits(table) for table in choice.solved] for choice in choices]
+    )  # [L, A, 2]
     for q, a in np.argwhere(mask.any(-1)):
         for index in np.unique(winner[q, a][mask[q, a]]):
             cells = winner[q, a] == index
+            result[q, a, cells] &= limits[index, a, 0] >= LEAST_SOLVED - ROUNDING
             for other in range(len(choices)):
                 is_other_method = choices[other].label != choices[index].label
-                if is_other_method and np.isfinite(table[other, q, a]).any():
+                if is_other_method and limits[other, a, 1] >= LEAST_SOLVED - ROUNDING:
                     pair = choices[index], choices[other]
                     below = _is_below(
                         *pair, int(a), float(np.asarray(queries)[q]), task_counts[cells]
@@ -146,20 +153,39 @@ def _is_below_all(
     return result
 
 
+def _share_limits(solved: Bools) -> tuple[float, float]:
+    """Return the 95 % interval of the fraction of tasks solved; 0 to 1 with one seed or task."""
+    return share_interval(solved)[1:] if min(solved.shape) > 1 else (0.0, 1.0)
+
+
 def _is_below(
     choice: Candidate, other: Candidate, target: int, queries: float, tasks: Array
 ) -> Bools:
     """Return whether the total of `choice` is below that of `other` by its 95 % interval: [N]."""
     width = min(candidate.solved.shape[2] for candidate in (choice, other))
-    solved = [candidate.solved[target, :, :width] for candidate in (choice, other)]
+    common = set(_seeds(choice)) & set(_seeds(other))
+    paired = bool(choice.origin and common) and choice.origin == other.origin
+    pair = [_of_seeds(one, common if paired else None) for one in (choice, other)]
+    solved = [candidate.solved[target, :, :width] for candidate in pair]
     if min(*solved[0].shape, *solved[1].shape) < 2 or not all(table.any() for table in solved):
         return np.zeros(tasks.shape, bool)
-    paired = (
-        bool(choice.origin) and choice.origin == other.origin and len(solved[0]) == len(solved[1])
-    )
-    costs = [_costs(candidate, table, queries) for candidate, table in zip((choice, other), solved)]
+    costs = [_costs(candidate, table, queries) for candidate, table in zip(pair, solved)]
     limits = difference(*costs, paired=paired).at(tasks)
     return np.asarray(limits.high < -limits.rounding)
+
+
+def _seeds(choice: Candidate) -> tuple[int, ...]:
+    return choice.seeds or tuple(range(choice.solved.shape[1]))
+
+
+def _of_seeds(choice: Candidate, seeds: set[int] | None) -> Candidate:
+    """Return the candidate with these seeds alone, in ascending order; None: all of them."""
+    if seeds is None:
+        return choice
+    own = _seeds(choice)
+    places = [own.index(seed) for seed in sorted(seeds)]
+    parts = {name: getattr(choice, name)[places] for name in ("up_front", "adapt", "query")}
+    return choice._replace(**parts, solved=choice.solved[:, places], seeds=tuple(sorted(seeds)))
 
 
 def _costs(choice: Candidate, solved: Bools, queries: float) -> Costs:
@@ -182,17 +208,19 @@ def _cheapest(table: Array) -> Bools:
 
 def bootstrap_weights(choices: Sequence[Candidate], draws: int, seed: int) -> list[Array]:
     """Return weights of seeds and tasks in each sample, which sum to 1: L x [R, S * E]."""
-    by_origin: dict[tuple[str, int], Array] = {}
+    by_origin: dict[tuple[str, tuple[int, ...]], Array] = {}
     by_width: dict[int, Array] = {}
     weights = []
     for index, choice in enumerate(choices):
         _, seeds, width = choice.solved.shape
-        origin = (choice.origin or f"{index}", seeds)
+        numbers = sorted(_seeds(choice))
+        origin = (choice.origin or f"{index}", tuple(numbers))
         if origin not in by_origin:
             by_origin[origin] = _counts(draws, seeds, (seed, 1, len(by_origin)))
+        places = [numbers.index(number) for number in _seeds(choice)]
         if width not in by_width:
             by_width[width] = _counts(draws, width, (seed, 2, width))
-        product = by_origin[origin][:, :, None] * by_width[width][:, None, :]
+        product = by_origin[origin][:, places, None] * by_width[width][:, None, :]
         weights.append(product.reshape(draws, seeds * width))
     return weights
 

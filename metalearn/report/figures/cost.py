@@ -122,7 +122,9 @@ def pareto_figure(data: FigureData) -> Figure | None:
         style = style_of[label]
         cost_ends = (totals[label].get("ci95") or {}).get("flops")
         if ends[label]:
-            _draw_bar(axes, [total] * 2, array(ends[label]) * scale, style)
+            bar = array(ends[label])  # of an accuracy, to the end of the scale
+            bar = bar.clip(0, 1) if groups[0].higher_better else bar
+            _draw_bar(axes, [total] * 2, bar * scale, style)
         if cost_ends and cost_ends[0] > 0:
             _draw_bar(axes, cost_ends, [value] * 2, style)
         mark: Any = {"mfc": style.color if best else "white", "ms": 8, "mew": 1.4, "zorder": 4}

@@ -17,14 +17,16 @@ from metalearn.results.records import Json
     template="break_even.html.j2",
 )
 def break_even(rows: Section, pages: Sequence[Section]) -> Json:
-    """Break-even counts of pairs."""
-    common = rows.results.get("break_even_common") or rows.results["break_even"]
-    by_queries = [row for row in rows.results["break_even"] if row.get("by_queries")]
+    """Break-even counts of pairs: verdicts at the level of the target, estimates at others."""
+    target, counts_of_pairs = rows.results["target"] or {}, rows.results["break_even"]
+    metric, level = target.get("metric", "accuracy"), _level_of_target(counts_of_pairs, target)
+    at_level = [row for row in counts_of_pairs if row.get("level") in (level, None)]
+    by_queries = [row for row in counts_of_pairs if row.get("by_queries")]
     counts = [one["queries"] for one in by_queries[0]["by_queries"]] if by_queries else []
-    metric = (rows.results["target"] or {}).get("metric", "accuracy")
     return {
-        "matrices": {axis: break_even_matrix(rows.groups, common, axis, metric) for axis in AXES},
-        "verdicts": sum(map(_has_verdict, rows.results["break_even"])),
+        "matrices": {axis: break_even_matrix(rows.groups, at_level, axis, metric) for axis in AXES},
+        "matrix_level": target.get("value") if level is None else level,
+        "verdicts": sum(map(_has_verdict, counts_of_pairs)),
         "by_queries": by_queries,
         "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
     }
@@ -35,3 +37,9 @@ def _has_verdict(row: Json) -> bool:
     may_have = row.get("contrast", True) and row.get("primary", True)
     was_read = row["verdict"] == "same" or row["ci95"] is not None
     return bool(may_have and was_read and not row.get("why", "").startswith(NO_TIMING))
+
+
+def _level_of_target(rows: Sequence[Json], target: Json) -> float | None:
+    """Return the level of the file that is nearest to the target; None if rows have no level."""
+    levels = sorted({float(row["level"]) for row in rows if row.get("level") is not None})
+    return min(levels, key=lambda level: abs(level - target["value"]), default=None)

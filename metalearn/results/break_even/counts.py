@@ -33,6 +33,7 @@ from metalearn.results.records import Group, Json, Run
 NO_CONTRAST = "an estimate: only contrasts have verdicts, and this pair is not one"
 NO_TIMING = "no verdict in seconds"
 OTHER_LEVEL = "an estimate: verdicts are at the level next to the target"
+CHOSEN_LEVEL = "an estimate: the level was chosen on these tasks"
 
 
 FREE_TO_US = "the pretraining of {} is excluded, as its published cost is unknown"
@@ -211,9 +212,10 @@ def _variant(scope: CostScope, count: BreakEven) -> Json:
 def break_even_common(
     groups: Sequence[Group], target: Json | None, contrast_pairs: Sequence[Pair]
 ) -> list[Json]:
-    """Return the same at the hardest `level`, from the target down, that both of a pair reach.
+    """Return estimates at the hardest `level`, from the target down, that both of a pair reach.
 
-    The level is null if there is none."""
+    The level is null if there is none. There are no verdicts: the level is chosen on the test tasks
+    that then price the pair, and no interval accounts for that."""
     if target is None or len(groups) < 2:
         return []
     rows, levels = list[Json](), common_levels(groups, target)
@@ -225,6 +227,11 @@ def break_even_common(
 
         counts = at_common_levels(levels, at)
         rows += [{**_row(axis, one, rule), "level": level} for level, one in counts]
+    for row in rows:
+        is_open = row["verdict"] in ("not_reached", "undecided") and row["why"]
+        if row["contrast"]:
+            row["why"] = CHOSEN_LEVEL + (f"; {row['why']}" if is_open else "")
+        row["verdict"] = "undecided"
     return rows
 
 

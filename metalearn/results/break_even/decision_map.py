@@ -76,8 +76,9 @@ def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Ca
     higher = metric == "accuracy"
     solved = np.stack([targets.reaches(step_scores, level, higher=higher) for level in at])
     timing = timing_covariances(group, _timed) if axis == "seconds" else ()
+    seeds = tuple(run.seed for run in group.runs)
     candidate = Candidate(group.label, up, adapt, query, solved, origin(group))
-    return candidate._replace(timing=timing)
+    return candidate._replace(timing=timing, seeds=seeds)
 
 
 def _timed(run: Run) -> tuple[float, float] | None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
+from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.evaluate.targets import Reached, Share
 from metalearn.results.costs import AXES, learning_cost, prediction_cost
-from metalearn.results.records import Group, Json, Run
+from metalearn.results.records import Array, Group, Json, Run
 
 # At the step that validation tasks chose; at the last step; or, with an ideal stopping rule, at the
 # first from which on the task stays solved.
@@ -30,6 +31,7 @@ class SolvedTasks(NamedTuple):
     restricted: dict[str, float | None]  # axis -> mean cost up to the target or the cap
     cap: int  # steps
     within: dict[str, Share | None]  # axis -> fraction of tasks solved by each cost
+    shares: list[Json]  # of the target and each level of the file: level, share, ci95
 
 
 def point_of(run: Run) -> int:
@@ -106,7 +108,9 @@ def earliest_outcomes(
     )
 
 
-def solve_statistics(group: Group, target: Json) -> SolvedTasks | None:
+def solve_statistics(
+    group: Group, target: Json, levels: Sequence[float] = ()
+) -> SolvedTasks | None:
     """Return the statistics of solved tasks of one label, or None without scores."""
     table = group.pooled_scores(target["metric"])
     if table is None:
@@ -123,21 +127,37 @@ def solve_statistics(group: Group, target: Json) -> SolvedTasks | None:
             stopped_outcomes(group, target, axis),
             earliest_outcomes(group, target, axis),
         )
-        within[axis] = shares = None if earliest is None else targets.share_by_cost(earliest)
+        within[axis] = curve = None if earliest is None else targets.share_by_cost(earliest)
         per_solved[axis] = None if outcomes is None else targets.cost_per_solved(outcomes)
-        median[axis] = None if shares is None else targets.median_cost(shares)
+        median[axis] = None if curve is None else targets.median_cost(curve)
         restricted[axis] = None if earliest is None else float(earliest.cost.mean())
+    shares = [
+        _share_at(step_scores, level, higher=up) for level in sorted({target["value"], *levels})
+    ]
     share = float(targets.reaches(step_scores, target["value"], higher=up).mean())
-    return SolvedTasks(share, per_solved, median, restricted, group.first.steps[-1], within)
+    last = group.first.steps[-1]
+    return SolvedTasks(share, per_solved, median, restricted, last, within, shares)
 
 
-def solved_rows(groups: Sequence[Group], target: Json | None) -> list[Json]:
+def _share_at(scores: Array, level: float, *, higher: bool) -> Json:
+    """Return the fraction of tasks [S, E] at a level with its interval.
+
+    With fewer than LEAST_SEEDS seeds it is over tasks, and only that of one seed is known."""
+    solved = targets.reaches(scores, level, higher=higher)
+    share, low, high = targets.share_interval(solved) if solved.size > 1 else (solved.mean(), 0, 1)
+    known = solved.shape[1] > 1 and (len(solved) == 1 or len(solved) >= LEAST_SEEDS)
+    return {"level": level, "share": float(share), "ci95": [low, high] if known else None}
+
+
+def solved_rows(
+    groups: Sequence[Group], target: Json | None, levels: Sequence[float] = ()
+) -> list[Json]:
     """Return the `solved` rows of comparison.json, one per label with scores.
 
     Empty without a target."""
     if target is None:
         return []
-    by_label = [(group.label, solve_statistics(group, target)) for group in groups]
+    by_label = [(group.label, solve_statistics(group, target, levels)) for group in groups]
     return [
         {"label": label, **_row(statistics)}
         for label, statistics in by_label
