@@ -36,8 +36,8 @@ FILE = "comparison.json"
 # of fractions of solved tasks by Wilson, and of counts computed from them. 5: break-even estimates
 # with too few seeds at the hardest level by point estimates, none across a gap of fractions.
 # 6: the noise of timing in intervals of seconds; costs without a failure by the number of tasks;
-# `pays` only if the up-front costs are distinguished; no verdict of a contrast
-# that was chosen after rows had finished, or at a level chosen for a pair; intervals over seeds
+# `pays` only if the up-front costs are distinguished; a verdict only at the level of the file next
+# to the target, and for no contrast that was chosen after rows had finished; intervals over seeds
 # need 3; a cell of the map is settled only if its shares are, by intervals.
 RULES = 6
 
