@@ -336,6 +336,25 @@ def test_the_module_of_a_learner_is_visited_once(monkeypatch: pytest.MonkeyPatch
     assert fingerprint(learner) != fingerprint(learner._replace(frozen="another"))
 
 
+def test_a_network_of_many_parameters_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameters, and those of each task, are in a new mapping for every batch of tasks."""
+    spec = EpisodeSpec("classification", 2, 1, 1, (2,), 2, 20)
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(keys.LONG // 2 + 2)))
+    method, made, counting = MAML().build(from_module(net, spec), spec), list[Any](), flops.count
+
+    def counted(function: Any, *args: Any) -> Flops:
+        made.append(function.indices)
+        return counting(function, *args)
+
+    monkeypatch.setattr(flops, "count", counted)
+    monkeypatch.setattr(flops, "_counted", {})
+    meta, ledger, y = method.init(rng.fold_in(0)).meta, CostLedger(), torch.tensor([[0, 1]])
+    for _ in range(3):
+        x = torch.rand(1, 2, 2)
+        method.learn(dict(meta), Batch(x, y), x, (0, 1), ledger=ledger)
+    assert len(meta) > keys.LONG and made == [(1,), (0,)] and ledger.uncounted == {}
+
+
 def test_keys_tell_apart_what_differs_in_cost() -> None:
     def step(**options: Any) -> Any:
         filters = options.pop("filters", 4)
@@ -354,6 +373,8 @@ def test_keys_tell_apart_what_differs_in_cost() -> None:
     learned = [FineTune(adapts=what).build(conv4(), SPEC).learn for what in ("all", "head")]
     assert fingerprint(learned[0]) != fingerprint(learned[1])
     assert fingerprint([1, (2, "a")], {"b": None}) != fingerprint([1, (3, "a")], {"b": None})
+    points = [{"w": torch.zeros(2)} for _ in range(keys.LONG + 1)]  # of a long learning curve
+    assert fingerprint(points) == fingerprint(points.copy()) != fingerprint(points[1:])
     odd = object()
     assert fingerprint(odd) == fingerprint(odd) != fingerprint(object())
     loop: list[Any] = [1]

@@ -13,7 +13,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metalearn.types import Learner
 
-LONG = 256  # a container with more elements is a key by its identity alone
+LONG = 256  # a container with more elements, other than tensors, is a key by its identity alone
 # Private attributes of a torch module that count besides its public ones.
 MODULE_STATE = ("_parameters", "_buffers", "_modules", "training")
 
@@ -98,7 +98,7 @@ def _module(thing: Any, visited: dict[int, int]) -> Any:
 
 
 def _mapping(thing: Mapping[Any, Any], visited: dict[int, int]) -> Any:
-    if len(thing) > LONG:
+    if len(thing) > LONG and not _are_tensors(thing.values()):
         return _Itself(thing)
     return (
         "mapping",
@@ -107,9 +107,17 @@ def _mapping(thing: Mapping[Any, Any], visited: dict[int, int]) -> Any:
 
 
 def _sequence(thing: Sequence[Any], visited: dict[int, int]) -> Any:
-    if len(thing) > LONG:
+    if len(thing) > LONG and not _are_tensors(thing):
         return _Itself(thing)
     return (_name(type(thing)), tuple(_key(value, visited) for value in thing))
+
+
+def _are_tensors(values: Iterable[Any]) -> bool:
+    """Return whether all of them are tensors or mappings of tensors, such as parameters."""
+    return all(
+        isinstance(value, Tensor) or (isinstance(value, Mapping) and _are_tensors(value.values()))
+        for value in values
+    )
 
 
 # By their `apply`, which their keys do not hold: for each learner with it, its key.
