@@ -91,13 +91,15 @@ def _missing(pairs: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
 def _describe_first(first: Json, recorded: bool) -> str:
     """Return when the first contrasts were chosen; `recorded`: whether the folder has a record."""
     finished = first.get("finished")
+    by_default = first.get("contrasts") is None
+    origin = "They follow from the families of the methods. " if by_default else ""
     if finished == 0:
-        return "They were chosen before any row had finished."
+        return f"{origin}They were chosen before any row had finished."
     if finished is not None:
-        return f"They were first recorded when {_rows(finished)} had finished: all are exploratory."
-    if not recorded:
-        return "Not recorded: whether they were chosen before any row had finished."
-    return "Not recorded: whether the first ones were chosen before any row had finished."
+        when = f"They were first recorded when {_rows(finished)} had finished"
+        return f"{origin}{when}: all are exploratory."
+    which = "the first ones" if recorded else "they"
+    return f"{origin}Not recorded: whether {which} were chosen before any row had finished."
 
 
 def _describe_change(request: Json, by_methods: list[Pair], changed: list[Pair]) -> str:
