@@ -12,6 +12,7 @@ from contextlib import contextmanager
 class _Passes(threading.local):
     def __init__(self) -> None:
         self.rows: list[int | None] = []
+        self.layers: list[set[str]] = []
 
 
 _passes = _Passes()
@@ -25,6 +26,22 @@ def statistics_of_rows(rows: int | None) -> Iterator[None]:
         yield
     finally:
         _passes.rows.pop()
+
+
+@contextmanager
+def layers_run() -> Iterator[set[str]]:
+    """Context manager that collects the names of the layers that call `record_layer`."""
+    _passes.layers.append(set())
+    try:
+        yield _passes.layers[-1]
+    finally:
+        _passes.layers.pop()
+
+
+def record_layer(name: str) -> None:
+    """Add the name of a layer that normalises by its policy to the open collection."""
+    if _passes.layers:
+        _passes.layers[-1].add(name)
 
 
 def statistics_rows() -> int | None:

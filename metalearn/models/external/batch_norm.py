@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metalearn.errors import ConfigError
-from metalearn.models.forward_pass import statistics_rows
+from metalearn.models.forward_pass import record_layer, statistics_rows
 from metalearn.models.norm import Norm, Policy
 from metalearn.padding import statistics_weight, weighted_moments
 from metalearn.scopes.running_statistics import is_training, record_batch
@@ -36,6 +36,7 @@ class StatedBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, ...] -> same."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        record_layer(self.stated_name)
         rows, affine = statistics_rows(), (self.weight, self.bias)
         trains = self.stated_policy == "running" and is_training()
         if self.stated_policy in READ and not trains:
@@ -130,6 +131,31 @@ def _problems(layer: nn.Module, policy: str, override: str | None) -> list[str]:
     if policy == "running" and layer.momentum is None:
         return [f"{kind} has momentum=None, which cannot be averaged over tasks: set momentum=0.1"]
     return []
+
+
+def followed_policies(
+    nets: tuple[nn.Module, ...], policies: dict[str, str], run: set[str], override: str | None
+) -> dict[str, str]:
+    """Return the policies of the layers in `run`, whose own forward is that of torch.
+
+    A subclass of torch's batch norm may compute otherwise, with the running statistics for
+    instance. Raises ConfigError if it was to have the policy `override`."""
+    kept, problems = dict(policies), []
+    for name, policy in policies.items():
+        layers = [net.get_submodule(name) for net in nets]
+        if name in run or not isinstance(layers[0], StatedBatchNorm):
+            continue
+        own = type(layers[0]).forward is not StatedBatchNorm.forward
+        if own and override in (*OF_BATCH, "running"):
+            text = f"{type(layers[0]).__name__} has a forward of its own, which the policy"
+            problems.append((name, f"{text} {override} does not change: omit policy"))
+        if policy in OF_BATCH:
+            del kept[name]
+            for layer in layers:
+                layer.stated_policy = "none"  # type: ignore[assignment]
+    if problems:
+        raise ConfigError(*problems)
+    return kept
 
 
 def module_policy(policies: dict[str, str]) -> str:

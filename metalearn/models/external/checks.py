@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metalearn import noise, rng
 from metalearn.errors import ConfigError
 from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
+from metalearn.models.external.generators import generator_states
 from metalearn.models.external.leaves import named_tensors
+from metalearn.models.external.memory import computed_tensors, held_tensors
 from metalearn.models.external.module import (
     Inputs,
     Output,
@@ -30,6 +32,11 @@ from metalearn.types import EpisodeSpec, Learner, Params
 
 KEY = rng.fold_in(0, "check")
 EVAL = "pass the module in evaluation mode, net.eval(), to disable that"
+HINTS = {  # part of an error of torch: what would be right
+    "saved tensor hooks": " Call the block itself instead of torch.utils.checkpoint",
+    "requires_grad_()": " Derivatives in forward are those of torch.func.grad or vjp",
+    "setup_context": " (torch.utils.checkpoint has none: call the block itself)",
+}
 
 
 @contextmanager
@@ -45,16 +52,25 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _RandomOperators(TorchDispatchMode):
-    """Collects the operators that draw from torch's generator."""
+class _Operators(TorchDispatchMode):
+    """Collects the operators that draw from torch's generator, and the parameters that any changes.
 
-    def __init__(self) -> None:
+    A parameter is known by its memory, as it is changed by way of .data as well."""
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found, self.changed = set[str](), set[str]()
+        self.names = {
+            value.untyped_storage().data_ptr(): name for name, value in module.named_parameters()
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found.add(func.overloadpacket.__name__)
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, Tensor) and value.numel():
+                self.changed.add(self.names.get(value.untyped_storage().data_ptr(), ""))
         return func(*args, **(kwargs or {}))
 
 
@@ -75,7 +91,7 @@ class _Reads(TorchFunctionMode):
 
 def refuse_foreign_tensors(
     module: nn.Module,
-    originals: Iterable[nn.Module],
+    originals: Sequence[nn.Module],
     x: Tensor,
     inputs: Inputs,
     make_other: Callable[[], nn.Module],
@@ -90,8 +106,14 @@ def refuse_foreign_tensors(
         (name, value) for name, value in tensors if not (value.requires_grad or is_lazy(value))
     ]
     before = [value.clone() for _, value in constants]
+    held = [dict(held_tensors(net)) for net in originals]
     with _Reads({id(value): name for name, value in tensors}) as reads, torch.no_grad():
         call_module(copy_module(module), x.clone(), inputs)
+    for net, values in zip(originals, held, strict=True):
+        if set_in := [name for name, value in held_tensors(net) if values.get(name) is not value]:
+            text = "is set by a function in a hook or an attribute, which in a copy sets that of"
+            text += " the original module: make it a method that uses self"
+            raise ConfigError(*((name, text) for name in set_in))
     if not reads.found:
         return
     second, constant = named_tensors(make_other()), set[int]()
@@ -103,6 +125,37 @@ def refuse_foreign_tensors(
         text = "is used by a function in an attribute or through a global variable, which uses the"
         text += " same tensor in a copy of the module: make it a method that uses self"
         raise ConfigError(*((name, text) for name in sorted(wrong)))
+
+
+def refuse_computed_tensors(net: nn.Module, first: nn.Module, x: Tensor, inputs: Inputs) -> None:
+    """Raise ConfigError if forward reads tensors that were computed from parameters before it.
+
+    `first` is a copy of `net`. Tensors that forward computes again are accepted."""
+    paths = computed_tensors(net).keys()
+    if not paths:
+        return
+    clone = copy_module(first)
+    held = dict(held_tensors(clone, parameters=False))
+    names = {id(held[path]): path for path in paths if path in held}
+    with _Reads(names) as reads, torch.no_grad():
+        call_module(clone.eval(), x.clone(), inputs)
+    if reads.found:
+        text = "was computed from parameters before forward, so that their steps would not change"
+        text += " it: compute it in forward"
+        raise ConfigError(*((name, text) for name in sorted(reads.found)))
+
+
+def refuse_other_values(first: nn.Module, second: nn.Module) -> None:
+    """Raise ConfigError if two modules that were built with one seed have different values."""
+    others = named_tensors(second)
+    for name, value in named_tensors(first).items():
+        other = others.get(name)
+        if other is None or is_lazy(value) or value.shape != other.shape:  # refused elsewhere
+            continue
+        if not torch.allclose(value, other, equal_nan=True):
+            text = "has other values each time it is built with the same seed: draw them with"
+            text += " torch, numpy.random or random, not with a generator of unknown seed"
+            raise ConfigError((name, text))
 
 
 class Behaviour(NamedTuple):
@@ -129,13 +182,12 @@ def watch_forward(
     clone = copy_module(noisy)
     before = {key: value.clone() for key, value in clone.named_buffers()}
     with noise.noise_from(KEY) as scope, Functions(DRAWS):
-        _, ops = _run_watched(clone, x, inputs, output)
-        counts = _counts(clone)
-        entry(call_module(clone, x, inputs), output)
+        first, ops = _run_watched(clone, x, inputs, output)
+    again, counters = _call_again(clone, x, inputs, output)
     if ops:
         text = f"forward calls {ops}, which uses torch's random number generator and not a key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
-    if counters := [name for name, value in _counts(clone).items() if counts.get(name) != value]:
+    if counters:
         text = "changes with every call of forward, which a pure function cannot do: count"
         raise ConfigError(*((path, f"{text} outside of the network") for path in counters))
     changed = [key for key, v in clone.named_buffers() if not _same(v, before[key])]
@@ -143,6 +195,9 @@ def watch_forward(
         text = "is changed by forward, which a pure function cannot do"
         text += f" in training mode: {EVAL}" if noisy.training else ""
         raise ConfigError(*((key, text) for key in changed))
+    if not ops and not _same(first, again):
+        text = "computes another output when it is called again with the same random numbers:"
+        raise ConfigError((name, f"{text} forward keeps state, or draws from another generator"))
     if not scope.draws:
         with Functions(ATTENTION):
             training_out = _run_watched(copy_module(noisy), x, inputs, output)[0]
@@ -150,6 +205,16 @@ def watch_forward(
             text = f"computes different results in training and evaluation mode: {EVAL}"
             raise ConfigError((name, text))
     return Behaviour(scope.draws > 0, bool(functions.met))
+
+
+def _call_again(
+    module: nn.Module, x: Tensor, inputs: Inputs, output: Output
+) -> tuple[Tensor, list[str]]:
+    """Return the output under the key of the first call, and the attributes that count calls."""
+    counts = _counts(module)
+    with noise.noise_from(KEY), Functions(DRAWS):
+        again = entry(call_module(module, x, inputs), output)
+    return again, [name for name, value in _counts(module).items() if counts.get(name) != value]
 
 
 def _counts(module: nn.Module) -> dict[str, int | float]:
@@ -166,10 +231,14 @@ def _run_watched(
     module: nn.Module, x: Tensor, inputs: Inputs, output: Output
 ) -> tuple[Tensor, str]:
     """Return the output, and the operators whose random numbers changed it ("" if none did)."""
-    watch, x_copy = _RandomOperators(), x.clone()
+    watch, x_copy = _Operators(module), x.clone()
+    places = {name: value.data_ptr() for name, value in module.named_parameters()}
+    states = generator_states(module)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         with watch:
             out = entry(call_module(module, x_copy, inputs), output)
+        _refuse_generators(module, states)
+        _refuse_changes(module, watch.changed, places)
         if not _same(x_copy, x):
             text = "changes x in place, which other code also uses: compute a new tensor"
             raise ConfigError((type(module).__name__, text))
@@ -177,6 +246,29 @@ def _run_watched(
         if not watch.found or _same(out, entry(call_module(module, x_copy, inputs), output)):
             return out, ""
     return out, ", ".join(sorted(watch.found))
+
+
+def _refuse_generators(module: nn.Module, before: dict[str, bytes]) -> None:
+    """Raise ConfigError if a generator of Python or numpy is not in its state `before`."""
+    after = generator_states(module)
+    if drawn := ", ".join(name for name, state in before.items() if after.get(name) != state):
+        text = f"forward draws from {drawn}, which no key determines: draw with torch.rand, or"
+        text += f" {EVAL}" if module.training else " sample outside of the network"
+        raise ConfigError((type(module).__name__, text))
+
+
+def _refuse_changes(module: nn.Module, changed: set[str], places: dict[str, int]) -> None:
+    """Raise ConfigError for parameters that forward has written to, or given other memory.
+
+    `changed` are the names of the former, `places` the addresses before forward."""
+    params = dict(module.named_parameters())
+    moved = {
+        name for name, at in places.items() if name in params and params[name].data_ptr() != at
+    }
+    if names := sorted((changed | moved) & params.keys()):
+        text = "is changed by forward, which a pure function cannot do: compute a new tensor from"
+        text += " it, such as self.weight.clamp(min=0), and use that"
+        raise ConfigError(*((name, text) for name in names))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -274,7 +366,8 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
         raise
     except Exception as error:
         text = f"cannot be batched over tasks by torch.func.vmap: {first_line(error)}"
-        raise ConfigError(("net", text)) from error
+        hint = next((hint for part, hint in HINTS.items() if part in str(error)), "")
+        raise ConfigError(("net", text + hint)) from error
     try:
         torch.func.vmap(torch.func.grad(after_a_step), in_dims=(None, 0))(trainable, pair)
     except Exception as error:

@@ -15,10 +15,13 @@ from metalearn.models.external import checks
 from metalearn.models.external.batch_norm import (
     OF_BATCH,
     LayerPolicy,
+    followed_policies,
     layer_policies,
     module_policy,
 )
 from metalearn.models.external.class_axis import check_class_axis
+from metalearn.models.external.generators import restored
+from metalearn.models.external.gradients import check_gradients
 from metalearn.models.external.head import Head, find_head, replace_layer, stop_at_head, unchanged
 from metalearn.models.external.leaves import Leaves, leaves_of, named_tensors
 from metalearn.models.external.module import (
@@ -45,6 +48,7 @@ from metalearn.models.external.start import (
     with_new_head,
 )
 from metalearn.models.external.substitutes import substitute
+from metalearn.models.forward_pass import layers_run
 from metalearn.models.functional import Run, by_policy
 from metalearn.models.init import Scheme
 from metalearn.types import EpisodeSpec, Learner, Params
@@ -52,6 +56,7 @@ from metalearn.types import EpisodeSpec, Learner, Params
 AUTO, NEW = "auto", "new"
 
 
+@restored()
 def from_module(
     net: nn.Module | Callable[[], nn.Module],
     spec: EpisodeSpec,
@@ -87,7 +92,7 @@ def from_module(
     module that cannot be converted exactly."""
     if keep and init != "module":
         raise ConfigError(("keep", "keeps the values of the module, so init must be omitted"))
-    source = _Source(net, spec, head, output, inputs)
+    source = _Source(net, spec, head, output, inputs, init == "module")
     learner, module = _learner(source, policy)
     is_random = init != "module" or not (keep or source.is_instance)
     learner = learner._replace(init=_start(source, module, init, keep), random_start=is_random)
@@ -127,7 +132,13 @@ class _Source:
     """The arguments of the caller: builds the module, with a new head if one is needed."""
 
     def __init__(
-        self, net: Any, spec: EpisodeSpec, head: str | None, output: Output, inputs: Inputs
+        self,
+        net: Any,
+        spec: EpisodeSpec,
+        head: str | None,
+        output: Output,
+        inputs: Inputs,
+        draws: bool,
     ) -> None:
         self.net, self.spec, self.output = net, spec, output
         self.is_instance = isinstance(net, nn.Module)
@@ -137,7 +148,10 @@ class _Source:
         module = net if self.is_instance else build_module(net, 0)
         refuse_unsupported(module)
         first = cast(copy_module(module), spec)
+        # until it is built again, if its constructor draws the initialization
+        self.first = first if draws and not self.is_instance else None
         self.x = example(first, spec, inputs)
+        checks.refuse_computed_tensors(module, first, self.x, inputs)
         self.integers = not takes_numbers(first, self.x, spec, inputs)
         self.inputs = inputs = require_integers(inputs) if self.integers else inputs
         self.head: Head | None = None
@@ -153,6 +167,9 @@ class _Source:
         module = cast(
             copy_module(self.net) if self.is_instance else build_module(self.net, seed), self.spec
         )
+        if self.first is not None and seed == 0:
+            checks.refuse_other_values(self.first, module)
+            self.first = None
         initialise_lazy_layers(module, self.x, self.inputs, seed)
         if self.new_head is None:
             return module
@@ -177,8 +194,9 @@ class _Source:
     def _plan_new_head(self, module: nn.Module) -> None:
         clone = copy_module(module)
         initialise_lazy_layers(clone, self.x, self.inputs, 0)
-        if self.head is not None and self.head.last:
+        if self.head is not None and self.head.replaceable:
             self.replaced, self.new_head = self.head, self.head.name
+            self.head = self.head._replace(last=True)
             self.width = int(clone.get_submodule(self.head.name).in_features)  # type: ignore[arg-type]
             return
         if self.output is not None:
@@ -187,7 +205,7 @@ class _Source:
             )
         with torch.no_grad():
             out = entry(call_module(clone.eval(), self.x, self.inputs), self.output)
-        self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)
+        self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True, True)
 
 
 def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
@@ -199,7 +217,8 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
     quiet = copy_module(noisy, share=True).eval()
     nets = [original, source.net] if source.is_instance else [original]
     checks.refuse_foreign_tensors(quiet, nets, x, inputs, lambda: source.make(1))
-    behaviour = checks.watch_forward(quiet, noisy, x, inputs, output)
+    behaviour, run = _watch(quiet, noisy, source)
+    policies = followed_policies((quiet, noisy), policies, run, policy)
     leaves = leaves_of(noisy, source.head)
     pure = PureModule(quiet, noisy, leaves, inputs, output, behaviour.attends)
     body = _body(pure, source.head)
@@ -228,6 +247,16 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         module=lambda params: _loaded(original, policies, leaves, params),
     )
     return learner, noisy
+
+
+def _watch(
+    quiet: nn.Module, noisy: nn.Module, source: _Source
+) -> tuple[checks.Behaviour, set[str]]:
+    """Return what forward does besides its output, and the batch norms that it runs."""
+    with layers_run() as run:
+        behaviour = checks.watch_forward(quiet, noisy, source.x, source.inputs, source.output)
+    check_gradients(quiet, noisy, source.x, source.inputs, source.output, checks.KEY)
+    return behaviour, run
 
 
 def _body(pure: PureModule, head: Head | None) -> PureModule:

@@ -15,7 +15,8 @@ class Head(NamedTuple):
     """A linear layer whose weight and bias are leaves of their own."""
 
     name: str  # in the module
-    last: bool  # whether its output is the module's
+    last: bool  # whether its output is the module's, by the forward of nn.Linear
+    replaceable: bool  # whether its output is the module's, by any forward
 
 
 def find_head(
@@ -44,9 +45,9 @@ def find_head(
         if name is None and (value.shape != out.shape or not _depends(out, value)):
             continue
         if name in (None, key) and _is_own(module, key):
-            last = value is out and sum(key == called_key for called_key, _ in calls) == 1
-            last = last and key not in hooked
-            return Head(key, last)
+            ends = value is out and sum(key == called_key for called_key, _ in calls) == 1
+            ends = ends and key not in hooked
+            return Head(key, ends and _is_plain(layers[key]), ends)
         if name is None:
             return None
     if name is not None:
@@ -70,6 +71,11 @@ def _depends(out: Tensor, value: Tensor) -> bool:
         return False
     total = out.abs().sum()
     return torch.autograd.grad(total, value, retain_graph=True, allow_unused=True)[0] is not None
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether forward is that of nn.Linear, which a subclass may replace."""
+    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
 
 
 def _is_own(module: nn.Module, name: str) -> bool:

@@ -66,6 +66,7 @@ def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
     names: dict[str, str] = {}
     fixed: list[str] = []
     head_names = {} if head is None else {f"{head.name}.{leaf[5:]}": leaf for leaf in HEAD}
+    taken = {name for name, _ in module.named_parameters() if not _is_reserved(name)}
     for name, value in module.named_parameters():
         if not value.requires_grad:
             fixed.append(name)
@@ -73,17 +74,33 @@ def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
             continue
         if not value.requires_grad:
             names[name] = STATS + name
+        elif name in head_names or not _is_reserved(name):
+            names[name] = head_names.get(name, name)
         else:
-            # other layers under "head." would be taken for the head
-            names[name] = head_names.get(
-                name, f"module.{name}" if name.startswith("head.") else name
-            )
+            names[name] = _free_name(name, taken)
+            taken.add(names[name])
     unread = _unread_statistics(module)
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and name not in unread:
             names[name] = STATS + name
     count = len(list(module.named_parameters(remove_duplicate=False)))
     return Leaves(names, tuple(fixed), count > len(list(module.parameters())))
+
+
+def _is_reserved(name: str) -> bool:
+    """Return whether a parameter of this name would be taken for the head, or for statistics."""
+    return name.startswith("head.") or f".{STATS}" in f".{name}"
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return a name of a leaf that is not reserved and not in `taken`."""
+    *path, leaf = name.split(".")
+    parts = [f"{part}_" if f"{part}." == STATS else part for part in path]
+    name = ".".join([*parts, leaf])
+    name = f"module.{name}" if _is_reserved(name) else name
+    while name in taken:
+        name = f"module.{name}"
+    return name
 
 
 def _unread_statistics(module: nn.Module) -> set[str]:

@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from metalearn import rng
 from metalearn.errors import ConfigError
+from metalearn.models.external.generators import seeded
+from metalearn.models.external.memory import computed_tensors, shared_memory
 from metalearn.types import EpisodeSpec
 
 EXAMPLES = 4  # of a probe: with two, a batch norm gives -1 and 1 whatever it is given
@@ -23,11 +25,9 @@ Output = str | int | None  # the entry of what forward returns
 
 def copy_module(module: nn.Module, share: bool = False) -> nn.Module:
     """Return a deep copy; with `share` parameters and buffers are not copied but shared."""
-    memo: dict[int, Any] = {}
+    # such as the weight of torch.nn.utils.weight_norm, and those that nn.LSTM lists
+    memo: dict[int, Any] = {id(v): v.detach() for v in computed_tensors(module).values()}
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # torch.nn.utils.weight_norm's
-                memo[id(value)] = value.detach()
         for buffer in part._buffers.values():
             if isinstance(buffer, UninitializedBuffer):  # which has no deep copy of its own
                 like: Any = {"device": buffer.device, "dtype": buffer.dtype}
@@ -42,12 +42,11 @@ def copy_module(module: nn.Module, share: bool = False) -> nn.Module:
 
 
 def build_module(make: Any, seed: int) -> nn.Module:
-    """Return the module that a class or function makes with torch's generator at `seed`.
+    """Return the module that a class or function makes with all generators at `seed`.
 
-    The state of the generator is restored."""
+    Those of torch, Python and numpy; their states are restored."""
     _refuse_arguments(make)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = make()
     if not isinstance(module, nn.Module):
         text = f"must return a torch.nn.Module (got a {type(module).__name__})"
@@ -120,6 +119,7 @@ def refuse_unsupported(module: nn.Module) -> None:
     for name, part in module.named_modules():
         problems.extend((name or type(part).__name__, text) for text in _unsupported_layer(part))
     problems.extend(_shared_buffers(module))
+    problems.extend(shared_memory(module))
     problems.extend(_unregistered(module))
     if problems:
         raise ConfigError(*problems)
@@ -269,7 +269,18 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
             problem = problem or error
     assert problem is not None
     text = f"forward fails on x {list(shape)} of {spec.dtype}: {first_line(problem)}"
+    if isinstance(problem, LookupError | AttributeError) and _has_hooks_of_functions(module):
+        text += " (in a copy of the module; a hook must be a method or use its arguments alone)"
     raise ConfigError((type(module).__name__, text)) from problem
+
+
+def _has_hooks_of_functions(module: nn.Module) -> bool:
+    """Return whether a hook is a function with variables of another one, such as self."""
+    return any(
+        getattr(hook, "__closure__", None)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    )
 
 
 def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Inputs) -> bool:
