@@ -85,6 +85,7 @@ class Learner(NamedTuple):
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
     # the FrozenNetwork of the features where no parameter moves them (kernels/feature_cache.py)
     frozen: Any = None
+    gains: tuple[str, ...] = ()  # leaves that are gain or shift of batch normalisation
 
 
 class Objective(NamedTuple):

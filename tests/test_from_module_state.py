@@ -343,6 +343,7 @@ def test_the_policy_of_a_batch_norm_is_that_of_its_forward() -> None:
         with pytest.raises(ConfigError, match=f"forward of its own.* {policy} does not change"):
             learner(Affine, policy=policy)
         assert learner(Activated, policy=policy).normalisation == policy
+    assert frozen.gains == ("1.weight", "1.bias")
 
 
 # hooks

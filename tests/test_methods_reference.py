@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from clusters import Clusters
 from small import pictures
+from torch import nn
 from torch.nn import functional as F
 
 from metalearn.algorithms import (
@@ -30,7 +32,7 @@ from metalearn.algorithms.metric.metaopt_net import smoothed_cross_entropy
 from metalearn.augment import augment
 from metalearn.inner.adapt import support_loss
 from metalearn.inner.heads import unit
-from metalearn.models import MLP, Conv4, ResNet12
+from metalearn.models import MLP, Conv4, ResNet12, from_module
 from metalearn.rng import fold_in, normal
 from metalearn.transfer import KNN, RFS, LogisticRegression, SimpleShot
 from metalearn.tree import take
@@ -211,6 +213,15 @@ def test_maml_plus_plus_has_those_of_every_network_and_leaves_running_statistics
         assert not any("norm" in name for name in meta["rates"])
         means = [n for n in meta["params"] if n.startswith("stats.")]
         assert means and all(meta["params"][name].dim() == 1 for name in means)
+
+
+def test_maml_plus_plus_knows_gains_by_the_kind_of_their_layer() -> None:
+    spec = EpisodeSpec("classification", 3, 2, 2, (8,), 3, 8, dtype=F64)
+    parts = {"norm": nn.Linear(8, 6), "middle": nn.BatchNorm1d(6), "out": nn.Linear(6, 3)}
+    learner = from_module(nn.Sequential(OrderedDict(parts)), spec)
+    meta = MAMLPlusPlus(inner_steps=2).build(learner, spec).init(KEY).meta
+    assert set(meta["rates"]) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert meta["params"]["middle.weight"].shape == (2, 6)
 
 
 @pytest.mark.parametrize("component", [IMAML, HessianFreeIMAML])

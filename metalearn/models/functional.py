@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn import padding, rng
 from metalearn.errors import ConfigError
@@ -40,6 +41,7 @@ def module_learner(
     with torch.device("meta"):
         body = make().to(dtype=spec.dtype)
     norms, init_params = running_norms(body), _start(body, spec, init, head_std)
+    gains = batch_gains(body)
     for name in norms:
         body.get_submodule(name).stated_name = name  # type: ignore[assignment]
     body.head = nn.Identity()
@@ -58,7 +60,8 @@ def module_learner(
             run(params, x, None)
         return scope.updated(params)
 
-    return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+    learner = Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+    return learner._replace(gains=gains)
 
 
 def require_floats(x: Tensor) -> Tensor:
@@ -93,6 +96,18 @@ def _start(
         return params
 
     return init_params
+
+
+def batch_gains(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of gain and shift of batch normalisation, that of torch included."""
+    layers = (_BatchNorm, Norm)
+    return tuple(
+        f"{name}.{leaf}"
+        for name, part in module.named_modules()
+        if isinstance(part, layers)
+        for leaf, value in part.named_parameters(recurse=False)
+        if value.requires_grad
+    )
 
 
 def running_norms(module: nn.Module) -> list[str]:

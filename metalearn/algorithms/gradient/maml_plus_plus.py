@@ -20,7 +20,7 @@ from metalearn.inner.method import (
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion, metrics
 from metalearn.padding import class_mask_of, mask_absent_classes, padding_scope, zero_padding
-from metalearn.tree import STATS, partition, trainable, tree_map
+from metalearn.tree import partition, trainable, tree_map
 from metalearn.types import (
     Batch,
     Episode,
@@ -50,9 +50,10 @@ class MAMLPlusPlus(MethodComponent):
 
     phi_{s+1} = phi_s - rates[leaf][s] * grad L_support(phi_s) (LSLR);  minimise over meta =
     {"params": phi_0, "rates"} the sum over s of v_s L_query(phi_s), v annealed from 1/S
-    each to the last step alone (MSL, equation 4). Gain and shift of normalisation are learned per
-    step and not adapted (BNWB). `first_order_steps` leaves out second derivatives at first
-    (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S uses.
+    each to the last step alone (MSL, equation 4). Gain and shift of batch normalisation are
+    learned per step and not adapted (BNWB). `first_order_steps` leaves out second derivatives
+    at first (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S
+    uses.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -76,10 +77,10 @@ class MAMLPlusPlus(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3, schedule="cosine"), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        loss, last = support_loss(learner, spec), self.inner_steps
+        loss, last, gains = support_loss(learner, spec), self.inner_steps, learner.gains
 
         def loss_at(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss(at_step(params, min(step, last - 1)), batch, step)
+            return loss(at_step(params, min(step, last - 1), gains), batch, step)
 
         def path(meta: Meta, support: Batch, at: StepIndices, second: Tensor) -> list[Params]:
             weights, fixed = partition(meta["params"], lambda name: name in meta["rates"])
@@ -87,7 +88,7 @@ class MAMLPlusPlus(MethodComponent):
             options: Any = {"state": state, "keep": at, "fixed": fixed}
             points = adapt(loss_at, weights, _rule(last), support, at[-1], **options).points
             steps = [min(max(step - 1, 0), last - 1) for step in at]
-            return [at_step({**fixed, **p}, s) for p, s in zip(points, steps, strict=True)]
+            return [at_step({**fixed, **p}, s, gains) for p, s in zip(points, steps, strict=True)]
 
         def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
             like = next(iter(meta["rates"].values()))
@@ -107,9 +108,9 @@ class MAMLPlusPlus(MethodComponent):
 
     def _init(self, learner: Learner, key: Key) -> Meta:
         params, last = learner.init(key), self.inner_steps
-        weights = partition(trainable(params)[0], lambda name: not _norm(name))[0]
+        weights = partition(trainable(params)[0], lambda name: name not in learner.gains)[0]
         rates = {name: x.new_full((last,), self.inner_lr) for name, x in weights.items()}
-        steps = {n: x.expand(last, *x.shape).clone() for n, x in params.items() if _norm(n)}
+        steps = {n: params[n].expand(last, *params[n].shape).clone() for n in learner.gains}
         return {"params": {**params, **steps}, "rates": rates}
 
     def _task_loss(
@@ -133,9 +134,9 @@ class MAMLPlusPlus(MethodComponent):
         return task_loss
 
 
-def at_step(params: Params, step: int) -> Params:
-    """The parameters with gain and shift of a step, which the meta has as [S, H]."""
-    return {name: x[step] if _norm(name) else x for name, x in params.items()}
+def at_step(params: Params, step: int, gains: tuple[str, ...]) -> Params:
+    """The parameters with the `gains` of a step, which the meta has as [S, H]."""
+    return {name: x[step] if name in gains else x for name, x in params.items()}
 
 
 def importance(step: Tensor, steps: int, until: int) -> Tensor:
@@ -150,14 +151,6 @@ def importance(step: Tensor, steps: int, until: int) -> Tensor:
     early = (1 - step / until).clamp(min=LEAST) / steps
     shared = early * (1 - alone) + (1 - (steps - 1) * early) * alone
     return torch.where(step < until, shared, alone)
-
-
-def _norm(name: str) -> bool:
-    """Gain and shift of the models of this project: norms.0.weight, blocks.0.shortcut.norm.weight.
-
-    Those that another module names otherwise are moved by the rule."""
-    parts = name.split(".")
-    return f"{parts[0]}." != STATS and ("norms" in parts or "norm" in parts)
 
 
 def _rule(steps: int) -> UpdateRule:

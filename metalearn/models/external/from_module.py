@@ -49,7 +49,7 @@ from metalearn.models.external.start import (
 )
 from metalearn.models.external.substitutes import substitute
 from metalearn.models.forward_pass import layers_run
-from metalearn.models.functional import Run, by_policy
+from metalearn.models.functional import Run, batch_gains, by_policy
 from metalearn.models.init import Scheme
 from metalearn.types import EpisodeSpec, Learner, Params
 
@@ -245,6 +245,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         aliases=leaves.aliases(noisy),
         integers=source.integers,
         module=lambda params: _loaded(original, policies, leaves, params),
+        gains=tuple(leaves.names[name] for name in batch_gains(noisy)),
     )
     return learner, noisy
 
