@@ -68,7 +68,7 @@ def numbers(column: Array, name: str, field: str) -> Array:
         column = stack_entries(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
             raise TypeError(f"got {column.dtype}" + f"; {DATES}" * (column.dtype.kind in "mM"))
-        if column.dtype.kind in "OUS" and (np.char.find(column.astype(str), "_") >= 0).any():
+        if column.dtype.kind in "OUS" and (np.char.find(as_texts(column, field), "_") >= 0).any():
             raise ValueError("a text with an underscore")  # which Python reads as a number
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
@@ -109,7 +109,8 @@ def stack_inputs(columns: dict[str, Array], names: Sequence[str], field: str) ->
 
 def _check_channels(shape: tuple[int, ...], image: bool, field: str) -> None:
     """Raise ConfigError for bytes of images [H, W, channels]; warn for numbers of that shape."""
-    if len(shape) != 3 or shape[-1] not in (3, 4) or min(shape[:2]) < 8 or shape[0] in (3, 4):
+    channels = (1, 3, 4) if image else (3, 4)  # numbers [*, *, 1] may be anything
+    if len(shape) != 3 or shape[-1] not in channels or min(shape[:2]) < 8 or shape[0] in channels:
         return
     text = f"have rows of shape {list(shape)}, but images must be [channels, H, W]: use "
     text += "x.transpose(0, 3, 1, 2)"
@@ -156,8 +157,19 @@ def has_no_label(column: Array) -> NDArray[np.bool_]:
     """Return where a column has no label: no value, or a text of `NO_LABEL`."""
     missing = is_missing(column)
     if column.dtype.kind in "OUS":
-        missing = missing | np.isin(np.char.strip(column.astype(str)), NO_LABEL)
+        missing = missing | np.isin(np.char.strip(as_texts(column, "labels")), NO_LABEL)
     return missing
+
+
+def as_texts(column: Array, field: str) -> Array:
+    """Return a column as text, bytes decoded as UTF-8. Raises ConfigError for other bytes."""
+    if column.dtype.kind != "S":
+        return column.astype(str)
+    try:
+        return np.char.decode(column, "utf-8")
+    except UnicodeDecodeError as error:
+        text = f"contains bytes that are not UTF-8 ({error.object!r}): decode them to texts"
+        raise ConfigError((field, text)) from error
 
 
 def missing_label_hint(label: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,7 +24,6 @@ from metalearn.storage.columns import (
 from metalearn.tasks.images import check_shares, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import (
-    BY_FILE,
     Array,
     by_class,
     by_file,
@@ -32,13 +31,13 @@ from metalearn.tasks.tables.columns import (
     check_lengths,
     hash_columns,
     label_names,
-    split_labels,
     to_array,
     to_columns,
 )
 from metalearn.tasks.tables.order import check_order_array, order_problem, order_rows
 from metalearn.tasks.tables.repeats import check_varies, repeats
 from metalearn.tasks.tables.rows import RowSource
+from metalearn.tasks.tables.splits import BY_FILE, names_splits, split_labels, warn_if_unused
 from metalearn.tasks.tables.standardise import Moments, check_scale, resolve_moments, standardise
 from metalearn.types import EpisodeSpec
 
@@ -142,7 +141,7 @@ class Arrays(TaskComponent):
                     if name == "order":
                         check_order_array(columns)
                     columns[name], fields[name] = to_array(fields[name]), name
-            if isinstance(x, Mapping) and "split" in columns and "split" not in x:
+            if "split" in columns and names_splits(columns["split"]):
                 fields.setdefault("split", "split")
             check_lengths(columns)
             fields["data_sha256"] = hash_columns(columns)
@@ -372,6 +371,8 @@ class Arrays(TaskComponent):
     ) -> tuple[dict[str, list[int]], str]:
         """Return the indices of the classes or groups of each split, and by what rule."""
         name = self._split_column(columns)
+        if name is None:
+            warn_if_unused(columns)
         column = None if name is None else (name, columns[self._column(name, columns)])
         return split_labels(column, names, labels, self.fractions, self.split_seed)
 

@@ -8,18 +8,17 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from metalearn import rng
 from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 from metalearn.storage.columns import (
     array_columns,
+    as_texts,
     check_exact_labels,
     has_no_label,
     is_missing,
@@ -28,21 +27,12 @@ from metalearn.storage.columns import (
     similar_names,
     stack_entries,
 )
+from metalearn.tasks.tables.splits import BY_FILE, SPLITS
 
 Array = npt.NDArray[Any]
-BY_FILE = "split by file"  # the column that files of one split each make
 NO_VALUE = ("na", "n/a", "none", "null")  # texts that some programs write for a missing value
-HELD_OUT = "a tenth of those of training is held out for validation, drawn with split_seed"
+READ_AGAIN = 16  # rows of a data set that are read twice, to find random transforms
 COLOUR_SPACES = ("HSV", "LAB", "YCbCr")  # of images, whose channels are read as they are
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-}
 
 
 def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Array]:
@@ -59,6 +49,7 @@ def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     if isinstance(data, Mapping):
         if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
             return _join_splits(data, target, group)
+        _check_splits(data)
         return {str(name): to_array(column) for name, column in data.items()}
     names = getattr(data, "column_names", None)
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
@@ -80,6 +71,17 @@ def to_columns(data: Any, target: str, group: str | None = None) -> dict[str, Ar
     text = "pass an array, columns by name, or a data set with a length"
     hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
     raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
+
+
+def _check_splits(data: Mapping[Any, Any]) -> None:
+    """Raise ConfigError for data sets by name, some of which are not splits."""
+    tables = all(
+        isinstance(part, Mapping) or hasattr(part, "column_names") for part in data.values()
+    )
+    others = [str(name) for name in data if str(name) not in SPLITS]
+    if tables and len(others) < len(data):
+        text = f"{others[0]!r} is not a split: pass train, valid and test alone"
+        raise ConfigError(("x", text))
 
 
 def _check_class_labels(data: Any, columns: Mapping[str, Array]) -> None:
@@ -128,6 +130,11 @@ def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
     rows = [_pair(data[number]) for number in range(len(data))]
     if not rows:
         raise ConfigError(("x", "the data set has no rows"))
+    for number, row in enumerate(rows[:READ_AGAIN]):
+        if not _is_same(row, _pair(data[number])):
+            text = f"row {number + 1} differs each time it is read, as after a random transform,"
+            text += " but rows are read once: pass the data set without that transform"
+            raise ConfigError(("x", text))
     if all(isinstance(row, Mapping) for row in rows):
         names = set(rows[0])
         if numbers := [number for number, row in enumerate(rows, 1) if set(row) != names]:
@@ -140,6 +147,19 @@ def _columns_from_rows(data: Any, target: str) -> dict[str, Array]:
     if any(isinstance(row, tuple | Mapping) for row in rows):
         raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x"))
     return {"x": to_array(rows)}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two reads of a row, or of a part of it, are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        one, other = _to_numpy(one), _to_numpy(other)
+    one, other = np.asarray(one), np.asarray(other)
+    floats = one.dtype.kind in "fc" and other.dtype.kind in "fc"
+    return np.array_equal(one, other, equal_nan=floats)
 
 
 def _pair(row: Any) -> Any:
@@ -247,7 +267,8 @@ def label_names(columns: dict[str, Array], group: str | None, target: str) -> Ar
         check_exact_labels(column, field)
         integral = (column == np.round(column)).all()
         column = column.astype(np.int64) if integral else column + 0.0  # -0 is 0
-    names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
+    texts = as_texts(column, field)
+    names = [unicodedata.normalize("NFC", name.strip()) for name in texts]
     _check_names(sorted(set(names)), field)
     return np.array(names)
 
@@ -310,61 +331,3 @@ def check_counts(counts: Mapping[str, int], need: int, ways: int | None, split: 
         problems.append(("shots", text))
     if problems:
         raise ConfigError(*problems)
-
-
-def split_labels(
-    column: tuple[str, Array] | None,
-    names: Array,
-    labels: Array,
-    fractions: Sequence[float],
-    seed: int,
-) -> tuple[dict[str, list[int]], str]:
-    """Return the indices of the classes or groups of each split, and by what rule.
-
-    column: name and values of the column of splits; None: by fractions."""
-    if column is None:
-        shares = ", ".join(f"{share:g}" for share in fractions)
-        rule = (
-            f"by fractions {shares} (train, valid, test) in an order drawn with split_seed {seed}"
-        )
-        return split_by_fractions(len(names), fractions, seed), rule
-    name, values = column
-    splits = split_by_column(values, names, labels)
-    rule = "by file" if name == BY_FILE else f"by the column {name}"
-    if splits["valid"] or len(splits["train"]) < 2:
-        return splits, rule
-    return hold_out(splits, seed), f"{rule}; {HELD_OUT} {seed}"
-
-
-def split_by_fractions(classes: int, fractions: Sequence[float], seed: int) -> dict[str, list[int]]:
-    """Return the indices of the classes or groups of each split, in an order drawn by a seed."""
-    order = rng.permutation(rng.fold_in(seed, "arrays"), classes).tolist()
-    ends = [round(classes * share) for share in np.cumsum([0, *fractions])]
-    parts = (order[a:b] for a, b in pairwise(ends))
-    names = ("train", "valid", "test")
-    return {split: sorted(part) for split, part in zip(names, parts, strict=True)}
-
-
-def hold_out(chosen: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
-    """Hold out a tenth of the training classes or groups for validation, by a split seed."""
-    train = chosen["train"]
-    if len(train) < 2:
-        return chosen
-    order = rng.permutation(rng.fold_in(seed, "arrays"), len(train)).tolist()
-    validation = {train[k] for k in order[: -(-len(train) // 10)]}
-    training = [k for k in train if k not in validation]
-    return {**chosen, "train": training, "valid": sorted(validation)}
-
-
-def split_by_column(values: Array, names: Array, labels: Array) -> dict[str, list[int]]:
-    """Return the indices of the classes or groups of each split that a column names."""
-    texts = values.astype(str)
-    column = np.array([SPLITS.get(text.strip().lower(), text) for text in texts])
-    splits = ("train", "valid", "test")
-    unknown = sorted(set(column) - set(splits))
-    mixed = [str(n) for k, n in enumerate(names) if len(set(column[labels == k])) > 1]
-    if unknown or mixed:
-        text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
-        raise ConfigError(("split", f"{text}: one of {', '.join(splits)} for each class"))
-    split_of = [column[labels == k][0] for k in range(len(names))]
-    return {split: [k for k, name in enumerate(split_of) if name == split] for split in splits}
