@@ -177,6 +177,19 @@ def test_labels_of_several_kinds_at_once_are_answered_by_probabilities(tmp_path:
         run.adapt(x[:6], 2.0 * (x[:6, :2] > 0))
 
 
+def test_arrays_of_any_layout_are_taken(maml: LoadedRun) -> None:
+    one = take(maml.source.sample(fold_in(6), 1), 0)
+    x, y, query = one.support.x.numpy(), ["a", "b", "c"], one.query.x.numpy()
+    expected = maml.adapt(x, y, steps=1).predict_proba(query)
+    layouts = (np.flip(np.flip(query).copy()), query.astype(">f4"), query.astype(np.longdouble))
+    for layout in layouts:
+        np.testing.assert_array_equal(maml.adapt(x, y, steps=1).predict_proba(layout), expected)
+    turned = maml.adapt(x[::-1], y[::-1], steps=1).predict_proba(query)
+    np.testing.assert_allclose(turned, expected, rtol=1e-4)
+    in_bytes = maml.adapt(x, np.array([name.encode() for name in "äbc"]), steps=1)
+    assert set(in_bytes.predict(query)) <= {"ä".encode(), b"b", b"c"}
+
+
 def test_steps_are_whole_numbers(maml: LoadedRun) -> None:
     x = np.zeros((3, 1, 28, 28))
     assert maml.adapt(x, [0, 1, 2], steps=np.int64(2)).steps == 2

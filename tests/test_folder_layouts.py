@@ -272,3 +272,18 @@ def test_images_of_several_frames_are_named(
     frames[0].save(tmp_path / "cat" / "0.gif", save_all=True, append_images=frames[1:])
     folder(tmp_path, **options).build()
     assert "some images hold several frames, of which the first is used" in caplog.text
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", "abc")
+    (tmp_path / "photos" / "in").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "photos" / "in" / name).symlink_to(store / name)
+    (tmp_path / "photos" / "in" / "round").symlink_to(tmp_path / "photos")
+    assert len(image_files(tmp_path / "photos")) == 12
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "\n".join(["file,label", *(f"in/{c}/{n}.png,{c}" for c in "abc" for n in "0123")])
+    )
+    source = folder(tmp_path / "photos", labels=str(table), fractions=(0, 0, 1)).build("test")
+    assert len(greys(source)) == 12

@@ -283,6 +283,10 @@ def _numbers(values: Any, field: str) -> Tensor:
                 raise ConfigError((field, f"must contain numbers ({error})")) from error
         if array.dtype.kind not in "fiubc":
             raise ConfigError((field, f"must contain numbers (got {array.dtype})"))
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # torch has no longer floats
+            array = array.astype(np.float64)
+        # torch takes neither another order of bytes nor negative strides
+        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
         array = torch.as_tensor(array)
     if array.is_complex():
         raise ConfigError((field, "must be real (got complex numbers)"))

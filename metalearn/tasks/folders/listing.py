@@ -11,7 +11,7 @@ two."""
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,16 +75,20 @@ def list_folder(root: Path, labels: Path | None = None) -> Listing:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return all files at any depth under a folder, sorted, without names with a leading dot."""
-    hidden = (file for file in root.rglob("*") if file.is_file() and file.name not in _IGNORED)
-    return sorted(
-        file
-        for file in hidden
-        if not any(
-            part.startswith(".") or part in _IGNORED_FOLDERS
-            for part in file.relative_to(root).parts
-        )
-    )
+    """Return all files at any depth under a folder, sorted, without names with a leading dot.
+
+    Also below links to folders, but not below a link to a folder that contains it."""
+    return sorted(_files_below(root, {root.resolve()}))
+
+
+def _files_below(folder: Path, above: set[Path]) -> Iterator[Path]:
+    for file in _files(folder):
+        if file.is_file():
+            yield file
+    for inner in _folders(folder):
+        real = inner.resolve()
+        if real not in above:
+            yield from _files_below(inner, above | {real})
 
 
 def _listing(entries: list[Entry], root: Path) -> Listing:
