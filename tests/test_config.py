@@ -278,6 +278,12 @@ def test_yaml_numbers_and_missing_tags() -> None:
     assert one({"task": {"source": "sinusoid"}}).model.name == "mlp"
 
 
+@pytest.mark.parametrize(("value", "number"), [("010", "8, in base 8"), ("1:30", "90, in base 60")])
+def test_numbers_that_yaml_reads_in_another_base_are_refused(value: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=f"reads {value} as {number}: write .*, or quote it"):
+        apply_overrides({}, [f"run.meta_steps={value}"])
+
+
 def test_a_changed_name_drops_the_other_keys_of_the_file_and_says_so() -> None:
     data = sinusoid(method={"inner_steps": 3})
     changed, notes = apply_overrides(data, ["method.inner_lr=0.2", "method.name=scratch"])

@@ -5,6 +5,7 @@ The limits are on size, on numbers and on the expansion of aliases."""
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ BYTES = 4 << 20  # no experiment is a hundredth of this
 VALUES = 1_000_000  # with every alias expanded
 MERGE = "tag:yaml.org,2002:merge"
 NUMBER = 100  # characters of a number: base 60 (1:30:00) has no other limit
+OCTAL = re.compile(r"[-+]?0[0-9]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,7 +42,12 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > NUMBER:
             raise yaml.YAMLError(f"a number of {len(node.value)} characters")
         whole = node.tag == "tag:yaml.org,2002:int"
-        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        base = 60 if ":" in node.value else 8 if whole and OCTAL.match(node.value) else 10
+        if base != 10:
+            text = f"YAML reads {node.value} as {number}, in base {base}"
+            raise yaml.YAMLError(f"{text}: write {number}, or quote it if it is a text")
+        return number
 
 
 for _kind in ("int", "float"):
