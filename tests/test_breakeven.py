@@ -10,14 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.evaluate.breakeven import (
-    BreakEven,
-    at_common_levels,
-    break_evens,
-    crossing,
-)
+from metalearn.evaluate.breakeven import BreakEven, at_common_levels, break_evens, crossing
 from metalearn.evaluate.comparable import MethodCosts
-from metalearn.evaluate.fieller import Costs, difference, root, root_interval
+from metalearn.evaluate.statistics.fieller import Costs, difference, root, root_interval
 from metalearn.evaluate.targets import Reached
 
 

@@ -189,17 +189,14 @@ def evaluate_run(
     parts = build_to_test(experiment, recorded_tasks(folder))
     _warn_of_changed_data(loaded, experiment, parts)
     metas = _select_metas(loaded, experiment)
-    draw_seed = experiment.run.seeds[0]
-    tasks = TaskSet("test", settings.episodes, settings.seed, draw_seed, fingerprinted=True)
+    seed = experiment.run.seeds[0]
+    tasks = TaskSet("test", settings.episodes, settings.seed, seed, fingerprinted=True)
     ranks = ranks or ALONE
     with features_once(parts, tasks, settings.chunk, NullLedger(), ranks):
         learning_curve = curve(ranks, experiment, parts, metas, tasks, NullLedger())
-    result = describe_result(experiment, experiment.run.seeds[0], parts, learning_curve)
-    result |= {
-        "config_hash": experiment.hash(),
-        "evaluates": str(folder),
-        "overrides": list(overrides),
-    }
+    result = describe_result(experiment, seed, parts, learning_curve)
+    result |= {"config_hash": experiment.hash(), "evaluates": str(folder)}
+    result["overrides"] = list(overrides)
     evaluations = Path(out or folder / "evaluations")
     return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(evaluations, result)))
 

@@ -141,8 +141,7 @@ def describe_result(
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
         "traits": {name: getattr(traits, name) for name in names},
-        # what the report cannot infer of the method's parts
-        "factors": experiment.base_method.factors,
+        "factors": experiment.base_method.factors,  # what the report cannot infer of the parts
         "checkpoint": evaluate.checkpoint,
         "test": points(curve),
         **_by_source(parts.test, curve),
