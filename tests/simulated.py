@@ -20,9 +20,9 @@ from scipy.special import ndtri
 from metalearn.evaluate import targets
 from metalearn.evaluate.breakeven import break_evens, total_difference
 from metalearn.evaluate.comparable import MethodCosts
-from metalearn.evaluate.fieller import Stretch, difference
-from metalearn.evaluate.holm import holm
 from metalearn.evaluate.random_effects import estimate, paired
+from metalearn.evaluate.statistics.fieller import Stretch, difference
+from metalearn.evaluate.statistics.holm import holm
 from metalearn.evaluate.targets import Reached, share_interval
 
 Array = NDArray[np.float64]

@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 
 from metalearn.evaluate import stats
-from metalearn.evaluate.holm import holm
 from metalearn.evaluate.random_effects import (
     estimate,
     interval,
@@ -18,6 +17,7 @@ from metalearn.evaluate.random_effects import (
     ratio_interval,
     standard_error,
 )
+from metalearn.evaluate.statistics.holm import holm
 
 
 def table(seeds: int, tasks: int, key: int = 0) -> np.ndarray:

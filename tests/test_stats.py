@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metalearn.evaluate import stats
-from metalearn.evaluate.students_t import t_quantile, two_sided_p
+from metalearn.evaluate.statistics.students_t import t_quantile, two_sided_p
 
 
 def test_ci95_is_the_closed_form() -> None:

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from metalearn.evaluate import cost_block, students_t, targets
+from metalearn.evaluate import cost_block, targets
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
 from metalearn.evaluate.random_effects import estimate
 from metalearn.evaluate.selection import kendall, noise, spearman
+from metalearn.evaluate.statistics import students_t
 from metalearn.evaluate.targets import (
     Reached,
     Share,

@@ -29,8 +29,8 @@ from metalearn.evaluate.comparable import (
     seed_count,
     up_front,
 )
-from metalearn.evaluate.fieller import PRECISION, Line, difference, root_interval
 from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL
+from metalearn.evaluate.statistics.fieller import PRECISION, Line, difference, root_interval
 from metalearn.evaluate.targets import Reached, costs_of_solved
 
 Array = NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metalearn.evaluate.fieller import PRECISION, difference
+from metalearn.evaluate.statistics.fieller import PRECISION, difference
 from metalearn.evaluate.targets import (
     Reached,
     cost_per_solved,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import require_phases
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.labels import check_number, check_targets
 from metalearn.losses import (
     BINS,

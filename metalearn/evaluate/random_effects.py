@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.students_t import t_quantile, two_sided_p
+from metalearn.evaluate.statistics.students_t import t_quantile, two_sided_p
 
 Array = NDArray[np.float64]
 # For a verdict, and for an interval over new seeds: over 2 it covers 89 % where they differ.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 
 Array = NDArray[np.float64]
 DIVERGED = 10.0  # a task has diverged above this many times the mean loss of step 0

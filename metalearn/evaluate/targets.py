@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.fieller import PRECISION, Costs, Extra, Stretch
 from metalearn.evaluate.random_effects import LEVEL, standard_error
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.fieller import PRECISION, Costs, Extra, Stretch
+from metalearn.evaluate.statistics.students_t import t_quantile
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from metalearn.evaluate.holm import holm
+from metalearn.evaluate.statistics.holm import holm
 from metalearn.results.factors import run_factors
 from metalearn.results.records import Group, Json
 from metalearn.results.searches import is_control

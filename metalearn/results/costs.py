@@ -13,7 +13,7 @@ from metalearn.evaluate import cost_block, pareto
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL, satterthwaite
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from metalearn.evaluate import random_effects, stats
 from metalearn.evaluate.random_effects import LEVEL, satterthwaite
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.costs import learning_cost, up_front_cost
 from metalearn.results.records import Group, Json, Run, at, group, load, mean, run_directories
 from metalearn.results.schema import Comparison

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.comparable import LEAST_SOLVED
-from metalearn.evaluate.fieller import Costs, difference
+from metalearn.evaluate.statistics.fieller import Costs, difference
 from metalearn.evaluate.targets import Reached, costs_of_solved, share_interval
 
 Array = NDArray[np.float64]

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.random_effects import LEVEL, bounded_sum, mean_squares, satterthwaite
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 
 Array = NDArray[np.float64]
 PRECISION = 1e-9  # relative: a smaller difference of two costs is rounding

@@ -12,7 +12,7 @@ import numpy as np
 from metalearn.evaluate.breakeven import BreakEven, at_common_levels, break_evens
 from metalearn.evaluate.comparable import MethodCosts
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.fieller import PRECISION
+from metalearn.evaluate.statistics.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved, least_level
 from metalearn.results.break_even.solved import Stop, point_of, stopped_outcomes
 from metalearn.results.break_even.target import primary_level

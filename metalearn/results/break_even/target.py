@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from metalearn.evaluate.students_t import t_quantile
+from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.evaluate.targets import from_validation
 from metalearn.results.cost_checks import Check
 from metalearn.results.records import Group, Json, Run, mean
