@@ -38,7 +38,8 @@ FILE = "comparison.json"
 # 6: the noise of timing in intervals of seconds; costs without a failure by the number of tasks;
 # `pays` only if the up-front costs are distinguished; a verdict only at the level of the file next
 # to the target, and for no contrast that was chosen after rows had finished; intervals over seeds
-# need 3; a cell of the map is settled only if its shares are, by intervals.
+# need 3; a cell of the map is settled only if its shares are, by intervals; no verdict in
+# seconds of training that waited for cores.
 RULES = 6
 
 
