@@ -320,6 +320,17 @@ def test_an_earlier_comparison_says_by_which_rules_it_was_made(
     assert "does not contain" not in text
 
 
+def test_an_earlier_comparison_without_shares_at_every_level_is_shown(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    file = write_comparison(tmp_path)
+    found = json.loads(file.read_text())
+    for entry in found["solved"]:
+        del entry["shares"]
+    file.write_text(json.dumps({**found, "rules": 5}))
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "tasks solved" in text
+
+
 @pytest.mark.parametrize("tested", [True, False])
 def test_the_matrix_says_by_what_its_cells_are_coloured(tmp_path: Path, tested: bool) -> None:
     write_rows(tmp_path, ["maml", "scratch", "proto_net"], seeds=2)
