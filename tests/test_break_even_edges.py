@@ -185,7 +185,7 @@ def test_verdicts_are_at_one_level_with_tuning_and_without_answers(tmp_path: Pat
         assert all(one["verdict"] == "undecided" for one in row["variants"] + row["by_queries"])
     words = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     # in FLOPs and in seconds
-    assert "Number of verdicts here: 2; if no two methods differed, about 0.05 of them" in words
+    assert "Pairs tested here: 2; if no two methods differed, about 0.05 of them would" in words
 
 
 def test_never_is_printed_once(tmp_path: Path) -> None:
