@@ -123,7 +123,7 @@ def test_a_mixture_refuses_wrong_sources(tmp_path: Path) -> None:
     places = [place for place, _ in caught.value.problems]
     assert places == ["sources.0.sources.train, valid, test", *["sources.2.sources"] * 2]
     mixture = ml.tasks.Mixture([Lines()], shots=2)
-    with pytest.raises(ConfigError, match=r"task\.sources\.0: shots: unknown key"):
+    with pytest.raises(ConfigError, match=r"task\.sources\.0: its tasks have shots 5, and the"):
         ml.train(METHODS["maml"], task=mixture, out=tmp_path / "out", **QUICK)
 
 
