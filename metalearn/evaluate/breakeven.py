@@ -36,7 +36,7 @@ from metalearn.evaluate.targets import Reached, costs_of_solved
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
 # Of intervals where the lower cost per task chooses which of the two comes first: so chosen, either
-# may be said to cost less, with half of the 2.5 % each.
+# may be found to cost less, with half of the 2.5 % each.
 CHOSEN_LEVEL = 1 - (1 - LEVEL) / 2
 FACTOR = 10.0  # an interval of the number of tasks wider than this decides nothing
 SAME = 0.1  # costs that differ by less, relative to their mean, are the same
