@@ -128,7 +128,11 @@ class Server:
 
     def answer(self) -> str:
         assert self._process is not None and self._process.stdout is not None
-        return self._process.stdout.readline()
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise RuntimeError(f"the process that forks commands ended with {code}; its error is above")
+        return line
 
 
 _SERVER = Server()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from commandline import Server
 from planted_faults import FAULTS, Fault, plant
-from test_cuda_emulated import EMULATOR, ROOT
+from test_cuda_emulated import CACHE, EMULATOR, ROOT
 
 LIMIT = 900.0  # seconds for the tests of one fault, also on a busy machine
 IMPORTS = """
@@ -55,7 +55,7 @@ class Runner:
         if torch.cuda.is_available():
             emulated = IMPORTS
         self.servers = {
-            "emulated": Server(emulated, {"PYTHONPATH": str(EMULATOR)}),
+            "emulated": Server(emulated, {"PYTHONPATH": str(EMULATOR)} | CACHE),
             "plain": Server(IMPORTS),
         }
 

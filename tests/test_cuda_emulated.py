@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,16 @@ PARTS = {
 
 
 PATHS = {"PYTHONPATH": f"{EMULATOR}{os.pathsep}{ROOT}"}
+# The emulator keeps its library by torch's version, with the path of the torch that it was built
+# for. In a cache of this environment that torch is the one here, and not one that has been removed.
+CACHE = {"XDG_CACHE_HOME": str(Path(sys.prefix) / "cache")}
 PYTEST = """
 import pytest
 
 def main():
     sys.exit(pytest.main(sys.argv[1:]))
 """
-SERVER = Server(f"import fakecuda\n{IMPORTS}{PYTEST}", PATHS)
+SERVER = Server(f"import fakecuda\n{IMPORTS}{PYTEST}", PATHS | CACHE)
 
 
 @pytest.mark.slow
