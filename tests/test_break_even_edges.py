@@ -185,7 +185,18 @@ def test_verdicts_are_at_one_level_with_tuning_and_without_answers(tmp_path: Pat
         assert all(one["verdict"] == "undecided" for one in row["variants"] + row["by_queries"])
     words = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     # in FLOPs and in seconds
-    assert "Pairs tested here: 2; if no two methods differed, about 0.05 of them would" in words
+    tests = "Pairs tested here (“not reached” is decided by a test as well)"
+    assert f"{tests}: 1 in FLOPs and 1 in seconds; at most about 0.05 of these" in words
+
+
+def test_not_reached_counts_as_a_test(tmp_path: Path) -> None:
+    """It is decided by the interval of a fraction, though the row has no interval of tasks."""
+    write(tmp_path, "a", Row(1e15, 2e12))
+    write(tmp_path, "b", Row(0, 12e12, share=0.2))
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
+    page = check_page(report(tmp_path, 0.6)).text
+    assert "fewer than 50%" in page
+    assert "is decided by a test as well): 1 in FLOPs and 1 in seconds" in page
 
 
 def test_never_is_printed_once(tmp_path: Path) -> None:

@@ -26,17 +26,24 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     return {
         "matrices": {axis: break_even_matrix(rows.groups, at_level, axis, metric) for axis in AXES},
         "matrix_level": target.get("value") if level is None else level,
-        "verdicts": sum(map(_has_verdict, counts_of_pairs)),
+        "tested": {axis: _count_tests(counts_of_pairs, axis) for axis in AXES},
         "by_queries": by_queries,
         "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
     }
 
 
-def _has_verdict(row: Json) -> bool:
-    """Return whether a verdict was read from the intervals of a row."""
+def _count_tests(rows: Sequence[Json], axis: str) -> int:
+    return sum(_was_tested(row) for row in rows if row["axis"] == axis)
+
+
+def _was_tested(row: Json) -> bool:
+    """Return whether intervals decided the verdict of a row, or could have decided it.
+
+    "not_reached" is decided by those of the fractions of solved tasks, and has no number of
+    tasks."""
     may_have = row.get("contrast", True) and row.get("primary", True)
-    was_read = row["verdict"] == "same" or row["ci95"] is not None
-    return bool(may_have and was_read and not row.get("why", "").startswith(NO_TIMING))
+    has_intervals = row["verdict"] in ("same", "not_reached") or row["ci95"] is not None
+    return bool(may_have and has_intervals and not row.get("why", "").startswith(NO_TIMING))
 
 
 def _level_of_target(rows: Sequence[Json], target: Json) -> float | None:
