@@ -17,7 +17,6 @@ from run_folders import STEPS, cost_block, groups_of, searching, the_check, writ
 from metalearn import clock
 from metalearn.config.experiment import parse
 from metalearn.evaluate.cost_block import total_seconds, up_front_cost
-from metalearn.evaluate.pareto import place_by_interval
 from metalearn.evaluate.targets import least_level
 from metalearn.report import work
 from metalearn.report.page import write_report
@@ -350,32 +349,6 @@ def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "others", "expected"),
-    [
-        ((10, 10), [((5, 5), (0.01, 0.05))], "off"),  # cheaper and surely better
-        ((10, 10), [((5, 5), (-0.01, 0.05))], "open"),
-        ((10, 10), [((5, 5), (-0.05, -0.01))], "on"),  # cheaper, surely worse
-        ((10, 10), [((11, 12), (0.2, 0.3))], "on"),  # better, surely dearer
-        ((10, 12), [((11, 13), (0.2, 0.3))], "open"),  # better, perhaps cheaper
-        ((10, 10), [((10, 10), (0.01, 0.02))], "off"),  # as dear
-        ((10, 10), [((1, 1), None)], "open"),  # cheaper, and perhaps better
-        ((10, 10), [((11, 12), None)], "on"),  # surely dearer
-        ((10, 10), [(None, (0.01, 0.02))], "open"),  # better, and perhaps cheaper
-        ((10, 10), [(None, (-0.02, -0.01))], "on"),  # surely worse
-        (None, [((5, 5), (0.01, 0.02))], None),
-    ],
-)
-def test_the_front_by_intervals(cost: Any, others: Any, expected: str | None) -> None:
-    assert place_by_interval(cost, others) == expected
-
-
-@pytest.mark.parametrize(("seeds", "place"), [(2, "open"), (3, "on")])
-def test_the_front_is_decided_by_enough_seeds(tmp_path: Path, seeds: int, place: str) -> None:
-    write_rows(tmp_path, ["proto_net", "scratch"], seeds=seeds)
-    assert {row["front"]["flops"] for row in collect(tmp_path)["total_cost"]} == {place}
-
-
-@pytest.mark.parametrize(
     ("chance", "least"), [(0.2, 0.4), (0.05, 0.1), (1 / 3, 2 / 3), (0.5, 0.75)]
 )
 def test_no_common_level_is_reached_by_luck(chance: float, least: float) -> None:
@@ -384,6 +357,8 @@ def test_no_common_level_is_reached_by_luck(chance: float, least: float) -> None
 
 def test_total_cost_and_equal_compute_have_intervals(tmp_path: Path) -> None:
     write_rows(tmp_path, ["proto_net", "maml", "scratch"], seeds=3)
+    contrasts = [["proto_net", "maml"], ["maml", "scratch"], ["proto_net", "scratch"]]
+    (tmp_path / "comparison-request.json").write_text(json.dumps({"contrasts": contrasts}))
     found = collect(tmp_path)
     totals = {row["label"]: row for row in found["total_cost"]}
     assert totals["proto_net"]["front"]["flops"] == "on"  # no dearer than maml, and better

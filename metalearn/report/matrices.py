@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from metalearn.report import numbers
+from metalearn.results.contrasts import SIGNIFICANT
 from metalearn.results.records import Group, Json
 
-SIGNIFICANT = 0.05
 Reading = Literal["different", "not distinguished", "exploratory", "not tested", "too few seeds"]
 
 

@@ -39,8 +39,9 @@ FILE = "comparison.json"
 # `pays` only if the up-front costs are distinguished; a verdict only at the level of the file next
 # to the target, and for no contrast that was chosen after rows had finished; intervals over seeds
 # need 3; a cell of the map is settled only if its shares are, by intervals; no verdict in
-# seconds of training that waited for cores.
-RULES = 6
+# seconds of training that waited for cores. 7: a method is off or on the front by tested
+# differences of scores.
+RULES = 7
 
 
 def compare(

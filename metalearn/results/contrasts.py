@@ -17,6 +17,7 @@ from metalearn.results.searches import is_control
 Pair = tuple[str, str]
 META = ("initialization", "metric")
 HAND_DESIGNED = ("by hand", "Adam")
+SIGNIFICANT = 0.05  # largest p, adjusted by Holm's method, of a difference
 
 
 def contrasts(
@@ -54,6 +55,14 @@ def mark_contrasts(
         marks = {"contrast": key in adjusted_p, "exploratory": key in later}
         entries.append({**entry, **marks, "p_holm": adjusted_p.get(key)})
     return entries
+
+
+def is_different(pair: Json) -> bool:
+    """Return whether a `paired` entry is a contrast, chosen before results, that differs."""
+    p_holm = pair.get("p_holm")
+    if p_holm is None or not pair.get("contrast") or pair.get("exploratory"):
+        return False
+    return bool(p_holm <= SIGNIFICANT)
 
 
 def _search_pairs(rows: Sequence[Group]) -> list[Pair]:

@@ -14,6 +14,7 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL, satterthwaite
 from metalearn.evaluate.statistics.students_t import t_quantile
+from metalearn.results.contrasts import is_different
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
@@ -190,10 +191,13 @@ def _may_decide(group: Group, axis: Axis) -> bool:
 
 
 def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends | None:
-    """Return the interval by which `other` is better than `group`, or None if it is not known."""
+    """Return the interval by which `other` is better than `group`, or None if it is not known.
+
+    A difference is known to be one if it is that of a contrast with Holm's p of at most
+    SIGNIFICANT."""
     names = {other.label, group.label}
     entry = next((one for one in pairs if {one["a"], one["b"]} == names), None)
-    if entry is None or entry["ci95"] is None:
+    if entry is None or entry["ci95"] is None or not is_different(entry):
         return None
     low, high = entry["ci95"]
     return (low, high) if (entry["a"] == other.label) == group.higher_better else (-high, -low)
