@@ -131,7 +131,9 @@ class Server:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"the process that forks commands ended with {code}; its error is above")
+            raise RuntimeError(
+                f"the process that forks commands ended with {code}; its error is above"
+            )
         return line
 
 
