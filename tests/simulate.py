@@ -30,9 +30,11 @@ HEAD = """# Simulations of intervals, tests and verdicts
 synthetic, with a known answer: 200 tasks, whose standard deviation (SD) is 5 points of accuracy
 between tasks, 9 points for a seed on one task, and between seeds as in the second column (about 1
 on Omniglot). "Before" is the percentile bootstrap over seeds and tasks that was used until version
-0.2.0, with fewer repeats.
+0.2.0. Some columns of power, of true verdicts and of "before" have fewer repeats than stated, down
+to a twentieth.
 
-The rules are in `metalearn/evaluate/random_effects.py`, `fieller.py`, `breakeven.py`, `holm.py`.
+The rules are in `random_effects.py`, `breakeven.py`, `statistics/fieller.py` and
+`statistics/holm.py` of `metalearn/evaluate/`.
 """
 
 
@@ -172,10 +174,11 @@ def timings(repeats: int) -> list[str]:
         "## Seconds, timed in five rounds",
         "",
         *wrapped(
-            f"{repeats:,} repeats, 5 seeds. Two methods with equal seconds per task, 1,000 against "
-            "0 in advance, so none ever pays; and with half of the seconds, which pays from 1,000 "
-            "divided by the difference. Rounds differ by the standard deviation in the second "
-            "column. Before: without the variance between the rounds."
+            f"{repeats:,} repeats, 5 seeds. Two methods with 1,000 and 0 seconds in advance. "
+            "False: with equal seconds per task the first never pays. True: with half of the "
+            "seconds per task it pays from 1,000 divided by the difference. Rounds differ by the "
+            "standard deviation in the second column. Before: without the variance between the "
+            "rounds."
         ),
         "",
         "| fraction solved | SD of a round | verdict pays, false | false before "
@@ -209,8 +212,8 @@ def hard_tasks(repeats: int) -> list[str]:
         *wrapped(
             f"{repeats:,} repeats with 3 seeds, which all fail on the same tasks. The first method "
             "costs 1,000 in advance, the second nothing; its tasks are all solved, and cost a bit "
-            "less than a solved task of the first (false), or twice as much (true). Until rules 6 "
-            "the cost of a method without a failure was taken as known."
+            "less than a solved task of the first (false), or twice as much (true). Before version "
+            "6 of the rules the cost of a method without a failure was taken as known."
         ),
         "",
         "| tasks | fraction solved | no failure seen | pays or always, false | pays, true |",
