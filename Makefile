@@ -134,7 +134,7 @@ compare-sinusoid: ## Compare every family on sinusoids (no data needed).
 compare-tides: ## Compare every family on tide heights (needs METALEARN_DATA).
 compare-spectra: ## Compare every family on reflectance curves of soils (needs METALEARN_DATA).
 compare-clinc150: ## Compare every family on intents of sentences (needs METALEARN_DATA).
-compare-icons: ## Compare every family on icons by other designers (needs METALEARN_DATA).
+compare-icons: ## Compare every family on icons of new concepts (needs METALEARN_DATA).
 compare-tables: ## Compare a prior-fitted network with tuned classifiers of tables (no data needed).
 compare-backbones: ## Compare a public backbone with Conv4 trained here (needs METALEARN_DATA).
 
@@ -150,7 +150,7 @@ reproduce-list: $(STAMP) ## List the experiments with a published number.
 reproduce-%: $(STAMP)
 	$(BIN)/metalearn reproduce $* --out runs/reproduce
 
-torture: $(STAMP) ## Kill a training 90 times, resume it, compare its end with an uninterrupted run.
+torture: $(STAMP) ## Kill a training 90 times, resume it, compare the result with an uninterrupted run.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 compare-omniglot: $(STAMP) ## Compare every family on Omniglot, and across sources (hours, needs METALEARN_DATA).
@@ -196,7 +196,7 @@ l2o-mlp: $(STAMP) ## The same for small networks on real digits; also wider, dee
 	@cat runs/l2o_mlp/optimizers.md
 
 # Needs no network, and takes another environment where there is no .venv.
-gpu: ## Run what a GPU has to show, in pieces of ten minutes; again: continue (hours, METALEARN_DATA).
+gpu: ## Run the GPU suite in pieces of ten minutes; repeat to resume (hours, needs METALEARN_DATA).
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m metalearn bench --gpu-suite --out runs/gpu \
 	    --markdown experiments/benchmarks/GPU_RESULTS.md
 
@@ -208,10 +208,10 @@ sweep-omniglot: $(STAMP) ## The same for 5-way 1-shot Omniglot (hours, needs MET
 	$(BIN)/metalearn sweep maml_omniglot --workers 2 --out runs/sweep_omniglot
 	@echo 'The report: $(CURDIR)/runs/sweep_omniglot/report.html'
 
-sweep-kills: $(STAMP) ## Compare a sweep of 40 trials, 2 of 4 workers killed, with an undisturbed one.
+sweep-kills: $(STAMP) ## Compare a sweep of 40 trials, 2 of 4 workers killed, with an uninterrupted one.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/sweep_kills.py
 
-plant-faults: $(STAMP) ## Put each of 20 faults on CUDA back, and see its tests fail (minutes; FAULTS="3 7").
+plant-faults: $(STAMP) ## Put each of 20 CUDA faults back, and check that its tests fail (minutes; FAULTS="3 7").
 	OMP_NUM_THREADS=1 $(BIN)/python tests/plant_faults.py $(FAULTS)
 
 simulate: $(STAMP) ## Coverage, errors and power of every interval and verdict, into docs/simulations.md (minutes).

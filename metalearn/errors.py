@@ -162,7 +162,7 @@ def first_line(error: BaseException) -> str:
 
 
 class Diverged(RuntimeError):
-    """Raised if a loss of meta-training is not finite: exit code 3."""
+    """Raised if training, or the test of a trained run, is not finite: exit code 3."""
 
 
 class Stopped(BaseException):
@@ -175,7 +175,7 @@ class RankLost(RuntimeError):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Log errors as sentences and exit: 2 bad input, 3 diverged, 75 stopped after saving.
+    """Log errors and exit: 1 a process was lost, 2 bad input, 3 diverged, 75 stopped after saving.
 
     >>> with ml.errors.exit_codes():
     ...     raise ml.ConfigError(("task.shots", "should be at least 1"))

@@ -153,7 +153,7 @@ def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None
 def evaluate(
     folder: Path, overrides: Sequence[str], out: Path | None, ranks: Ranks | None = None
 ) -> None:
-    """`metalearn evaluate`: a finished run on the same or other episodes.
+    """`metalearn evaluate`: a run on the same or other episodes.
 
     Writes evaluations/<n>.json."""
     result, path = evaluate_run(folder, overrides, out, ranks)

@@ -40,11 +40,11 @@ CORE = {
 OPTIONAL = {
     "matplotlib": "reports and the glyphs task",
     "Jinja2": "reports",
-    "optuna": "sweeps and tuning",
+    "optuna": "sweeps and the search algorithm tpe",
     "scikit-learn": "linear baselines",
     "wandb": "logging to Weights & Biases",
     "higher": "cross-checks of gradients",
-    "scipy": "statistics and learn2learn",
+    "scipy": "statistics, tuning and learn2learn",
     "requests": "learn2learn",
     "tqdm": "learn2learn",
     "submitit": "sweeps on SLURM",

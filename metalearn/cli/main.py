@@ -111,13 +111,13 @@ def compare(
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
     overrides: Overrides = None,
     out: Out = None,
     devices: Devices = None,
     plugin: Plugins = None,
 ) -> None:
-    """Test a finished run again, or on another task source; never overwrites result.json."""
+    """Test a run again, or on another task source; never overwrites result.json."""
     args = run_dir, overrides or [], out
     _on_devices(devices, lambda commands, ranks: commands.evaluate(*args, ranks), plugin)
 

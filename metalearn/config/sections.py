@@ -270,7 +270,8 @@ class Budget(Component):
     seed: int = option(0, "Seed of the search.", ge=0, lt=2**32)
     once: bool = option(
         False,
-        "Tune with the first seed only; the other seeds reuse its values and are charged its cost.",
+        "Tune with the first seed only; the other seeds reuse its values, and their costs include "
+        "that tuning.",
     )
 
     @model_validator(mode="after")

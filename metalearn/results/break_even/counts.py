@@ -157,7 +157,7 @@ def break_even(
     """Return the `break_even` rows of comparison.json: every pair at every level, on both axes.
 
     Empty without a target. Verdicts are those of `contrast_pairs` at the primary level, with tuning
-    and without answering: every verdict more may be a false one. All else is an estimate."""
+    and without answering: every additional verdict may be false. All others are estimates."""
     if target is None or len(groups) < 2:
         return []
     rule, primary = verdict_rule(groups, contrast_pairs), primary_level(target, levels)
@@ -215,7 +215,7 @@ def break_even_common(
     """Return estimates at the hardest `level`, from the target down, that both of a pair reach.
 
     The level is null if there is none. There are no verdicts: the level is chosen on the test tasks
-    that then price the pair, and no interval accounts for that."""
+    that also determine the costs, and no interval accounts for that."""
     if target is None or len(groups) < 2:
         return []
     rows, levels = list[Json](), common_levels(groups, target)
