@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metalearn as ml
+from metalearn.config import shipped
 from metalearn.config.experiment import Experiment, load, parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import METHODS
@@ -85,6 +86,14 @@ def test_every_section_and_key_of_the_contract_is_taken() -> None:
 def test_every_method_alone_and_every_default_resolves_to_itself(name: str) -> None:
     found = one({"method": {"name": name}})
     assert again(found).resolved() == found.resolved() and again(found).hash() == found.hash()
+
+
+def test_the_first_sentence_of_a_file_does_not_end_at_et_al(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("# The baseline of Finn et al. 2017\n# beside MAML. More.\ntask: {}\n", "utf-8")
+    assert shipped.sentence(file) == "The baseline of Finn et al. 2017 beside MAML."
+    file.write_text("# One sentence\n", "utf-8")
+    assert shipped.sentence(file) == "One sentence"
 
 
 def test_the_shipped_experiments_resolve_to_themselves() -> None:

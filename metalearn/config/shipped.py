@@ -5,6 +5,7 @@ A wheel has them in `metalearn/experiments/`, a checkout in `experiments/` next 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,8 +63,7 @@ def sentence(path: Path) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
-    first, point, _ = " ".join(lines).partition(". ")
-    return first + point.strip()
+    return re.split(r"(?<=\.)(?<!et al\.) ", " ".join(lines), maxsplit=1)[0]
 
 
 def _article(kind: str) -> str:
