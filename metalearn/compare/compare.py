@@ -121,7 +121,7 @@ def _write_request(plan: Plan, out: Path) -> None:
 
 def _summarize(plan: Plan, out: Path, *, ran: bool) -> dict[str, Path]:
     """Time all rows in turns, write comparison.json and the report; return their paths."""
-    with alone(out):  # another process that shared the rows may be at the same
+    with alone(out):  # another process that ran some of the rows may do the same
         time_rows(out, [folder for _, folder in folders(plan, out)])
         comparison = write_comparison(out)
         report = write_report([out], out / "report.html", demonstration=plan.demonstration)

@@ -22,7 +22,7 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
     rows, notes = list(plan.experiments), []
     for one in plan.experiments:
         if one.found is not None:
-            continue  # its search is not still to come
+            continue  # its search has already been made
         for suffix, (what, method) in one.method.controls.items():
             if any(_is_control(row, one, method) for row in rows):
                 continue
@@ -62,7 +62,7 @@ def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
     ):
         return None
     method = next(kind(name=name) for name, kind in METHODS.items() if kind.controls_searches)
-    # not the few tasks that a search is tested on
+    # the test of the other methods: that of a search may have fewer tasks
     widest = max(rows, key=lambda row: row.evaluate.episodes)
     return like.replace(
         label=_free_label(f"{method.name}_tuned", rows),

@@ -37,7 +37,7 @@ def run_rows(
     the run that they start from is missing."""
     waiting = {folder: experiment for experiment, folder in rows}
     reported_busy: set[Path] = set()
-    with signals(_raise_stopped, ranks):  # while a row is run it has its own
+    with signals(_raise_stopped, ranks):  # a row that is running has its own handler
         while waiting:
             runnable = ranks.on_rank0(partial(_runnable, waiting, rows))
             for folder in runnable or [next(iter(waiting))]:

@@ -1,4 +1,4 @@
-"""The contract suite for components of anybody, from pytest or from a plain script.
+"""The contract suite for any component, in pytest or in a plain script.
 
 from metalearn.testing import check_method
 
