@@ -8,7 +8,7 @@ The seconds of a row are the median over its rounds, whatever the seed: its seed
 and a seed alone has one or two rounds, whose median an interruption of one would decide. Only seeds
 whose FLOPs per task are not equal, or not known, such as those with an architecture each, have the
 medians of their own rounds. The variance between rounds is a part of the intervals of break-even
-counts in seconds (results/costs.py), as seeds that share a median do not show it.
+counts in seconds (results/design/timing.py), as seeds that share a median do not show it.
 
 timing.json holds the rounds so far: an interrupted timing continues with the next round, a finished
 one is not repeated. If the rows are not those of timing.json, it starts again."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from metalearn.evaluate.cost_block import waiting_share
 from metalearn.results import costs
+from metalearn.results.design import timing
 from metalearn.results.design.tuning import describe_trials, stage_trials
 from metalearn.results.records import Group, Run
 from metalearn.results.searches import (
@@ -20,7 +21,6 @@ from metalearn.results.searches import (
 
 SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
-SLOW_ROUND = 2.0  # times the median of its method
 ROUNDING = 1e-9
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
@@ -248,25 +248,47 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
-    problems = group_owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
+    problems = group_owners(
+        (text, run.name) for run in runs if (text := timing.timing_problem(run))
+    )
     if problems:
         return Check(name, False, f"no verdict in seconds: {_describe_rows(problems, runs)}")
     timings = [run.result["timing"] for run in runs]
-    others = max(timing["others"] for timing in timings)
-    rounds = min(timing["rounds"] for timing in timings)
+    others = max(one["others"] for one in timings)
+    rounds = min(one["rounds"] for one in timings)
     why = f"{rounds} interleaved rounds; other processes used at most {others:.1%} of the cores"
-    ratios = {group.label: costs.largest_ratio(group) for group in groups}
-    known = {label: ratio for label, ratio in ratios.items() if ratio is not None}
-    slow = {label: ratio for label, ratio in known.items() if ratio > SLOW_ROUND}
+    return _check_rounds(name, groups, why)
+
+
+def _check_rounds(name: str, groups: Sequence[Group], why: str) -> Check:
+    """Check that no round was slow: others may have used the cores for a part of it."""
+    exempt = ", ".join(group.label for group in groups if timing.has_search_per_task(group))
+    why += f"; rounds not compared, as each searches for another task: {exempt}" if exempt else ""
+    ratios = [
+        (ratio, group.label, kind)
+        for group in groups
+        for kind, ratio in timing.round_ratios(group).items()
+    ]
+    slow = "; ".join(
+        f"{label} {ratio:.1f}, “{timing.COLUMNS[kind]}”: {_describe_slow(kind)}"
+        for ratio, label, kind in ratios
+        if ratio > timing.SLOW_ROUND
+    )
     if slow:
-        names = ", ".join(f"{label} {ratio:.1f}" for label, ratio in slow.items())
-        wrong = f"a round took more than {SLOW_ROUND:g} times the median of its method ({names})"
-        return Check(name, False, f"{wrong}; {why}")
-    if not known:
+        limit = f"more than {timing.SLOW_ROUND:g} times the median of its method"
+        return Check(name, False, f"a round took {limit} ({slow}); {why}")
+    if not ratios:
         return Check(name, True, why)
-    worst = max(known, key=lambda label: known[label])
-    text = f"slowest round: {worst}, {known[worst]:.1f} times the median of its method"
+    ratio, label, _ = max(ratios, key=lambda one: one[0])
+    text = f"slowest round: {label}, {ratio:.1f} times the median of its method"
     return Check(name, True, f"{why}; {text}")
+
+
+def _describe_slow(kind: timing.Kind) -> str:
+    """Return what a slow round of these seconds makes doubtful."""
+    if kind == "seconds_batched":
+        return "no verdict in seconds of this method"
+    return "the number is doubtful, and no verdict uses it"
 
 
 def _check_training_load(groups: Sequence[Group]) -> Check:
@@ -276,7 +298,7 @@ def _check_training_load(groups: Sequence[Group]) -> Check:
         return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
     problems = group_owners(
-        (text, run.name) for run in runs if (text := costs.up_front_problem(run))
+        (text, run.name) for run in runs if (text := timing.up_front_problem(run))
     )
     shares = [share for run in runs if (share := waiting_share(run.cost)) is not None]
     fine = f"at most {max(shares, default=0.0):.1%} of the up-front seconds of a run"

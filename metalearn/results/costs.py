@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,11 +13,11 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.random_effects import LEAST_SEEDS, LEVEL, satterthwaite
 from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.contrasts import is_different
+from metalearn.results.design.timing import seconds_problems, timing_covariances
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
 QUERIES = (1, 100, 10_000)  # per task, for which costs are compared in addition to the test's
-BUSY = 0.1  # fraction of time that others took of the cores, above which seconds decide nothing
 
 
 def uses_pretrained_weights(run: Run) -> bool:
@@ -146,6 +144,7 @@ def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) 
     cost."""
     fronts = {axis: on_front(groups, axis, tasks) for axis in AXES}
     ends = {axis: [total_interval(group, axis, tasks) for group in groups] for axis in AXES}
+    decisive = {axis: _decisive_labels(groups, axis) for axis in AXES}
     return [
         {
             "label": group.label,
@@ -153,7 +152,9 @@ def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) 
             **{axis: total(group, axis, tasks) for axis in AXES},
             "ci95": {axis: _list(ends[axis][place]) for axis in AXES},
             "on_front": {axis: fronts[axis][place] for axis in AXES},
-            "front": {axis: _front(groups, place, ends[axis], pairs, axis) for axis in AXES},
+            "front": {
+                axis: _front(groups, place, ends[axis], pairs, decisive[axis]) for axis in AXES
+            },
         }
         for place, group in enumerate(groups)
     ]
@@ -168,26 +169,27 @@ def _front(
     place: int,
     ends: Sequence[pareto.Ends | None],
     pairs: Sequence[Json],
-    axis: Axis,
+    decisive: frozenset[str],
 ) -> pareto.Place | None:
     """Decide by rows whose intervals hold for new seeds; of the others, nothing is known."""
     if ends[place] is None:
         return None
     rivals = [
         (ends[other], _better_by(group, groups[place], pairs))
-        if _may_decide(group, axis)
+        if group.label in decisive
         else (None, None)
         for other, group in enumerate(groups)
         if other != place
     ]
     verdict = pareto.place_by_interval(ends[place], rivals)
-    return verdict if _may_decide(groups[place], axis) else "open"
+    return verdict if groups[place].label in decisive else "open"
 
 
-def _may_decide(group: Group, axis: Axis) -> bool:
-    """Return whether a method has enough seeds, and seconds that allow verdicts."""
-    timed = axis == "flops" or not any(map(seconds_problem, group.runs))
-    return timed and len(group.runs) >= LEAST_SEEDS
+def _decisive_labels(groups: Sequence[Group], axis: Axis) -> frozenset[str]:
+    """Return the methods with enough seeds, and with seconds that allow verdicts."""
+    untimed = seconds_problems(groups) if axis == "seconds" else {}
+    labels = (group.label for group in groups if len(group.runs) >= LEAST_SEEDS)
+    return frozenset(label for label in labels if label not in untimed)
 
 
 def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends | None:
@@ -201,133 +203,6 @@ def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends
         return None
     low, high = entry["ci95"]
     return (low, high) if (entry["a"] == other.label) == group.higher_better else (-high, -low)
-
-
-def seconds_problem(run: Run) -> str:
-    """Return why the seconds of a run, up front or per task, allow no verdict; empty if they do."""
-    return timing_problem(run) or up_front_problem(run)
-
-
-def up_front_problem(run: Run) -> str:
-    """Return why the up-front seconds of a run allow no verdict; empty if they do.
-
-    They are measured during training, when other rows may train side by side. That is no problem
-    as long as the cores suffice: what counts is the time in which training could have run, and
-    waited for a core that another process had."""
-    share = cost_block.waiting_share(run.cost)
-    if share is None:
-        return "the time that its training waited for a core was not recorded"
-    if share > BUSY:
-        return f"its training waited for a core in {share:.0%} of its time"
-    return ""
-
-
-def timing_problem(run: Run) -> str:
-    """Return why the seconds of a run's new tasks allow no verdict; empty if they do."""
-    timing = run.result.get("timing")
-    if timing is None:
-        return "not timed again after training"
-    if not _rounds(run.cost, "seconds_alone"):
-        return "the seconds of each round were not recorded"
-    if timing.get("others") is None:
-        return "the load by other processes is unknown"
-    if timing["others"] > BUSY:
-        return f"other processes used {timing['others']:.0%} of the cores"
-    return ""
-
-
-def timing_variances(
-    group: Group, seconds_of: Callable[[Run], float | None]
-) -> tuple[tuple[float, float], ...]:
-    """Return the variance of the seconds per task by their measurement, relative to their square.
-
-    `seconds_of` returns the seconds of a task of a run; (variance, degrees of freedom) are those of
-    `timing_covariances`."""
-    whole = mean([seconds_of(run) for run in group.runs])
-
-    def parts(run: Run) -> list[float] | None:
-        seconds = seconds_of(run)
-        return None if seconds is None else [seconds]
-
-    tables = timing_covariances(group, parts) if whole else ()
-    return tuple((float(table[0, 0]) / (whole or 1.0) ** 2, freedom) for table, freedom in tables)
-
-
-def timing_covariances(
-    group: Group, parts_of: Callable[[Run], Sequence[float] | None]
-) -> tuple[tuple[Array, float], ...]:
-    """Return the covariance of parts of the seconds per task, means over seeds, by measuring them.
-
-    `parts_of` returns k parts from the medians of a run; here it is called with the seconds of each
-    round in their place. (covariance [k, k], degrees of freedom) for each set of seeds that share
-    a median: pi / (2 R) times that of its R rounds, as for the median of many values, on R - 1
-    degrees of freedom. A seed with a median of its own adds nothing: seeds were timed in different
-    rounds, so the variance between them includes that of timing."""
-    if any(parts_of(run) is None for run in group.runs):
-        return ()
-    found = []
-    for runs in _runs_by_work(group):
-        errors = np.concatenate([_errors_of_rounds(run, parts_of) for run in runs])  # [R, k]
-        if len(runs) > 1 and len(errors) > 1:
-            share = len(runs) / len(group.runs)
-            covariance = np.atleast_2d(np.cov(errors.T)) * math.pi / (2 * len(errors))
-            found.append((share**2 * covariance, len(errors) - 1.0))
-    return tuple(found)
-
-
-def _errors_of_rounds(run: Run, parts_of: Callable[[Run], Sequence[float] | None]) -> Array:
-    """Return the seconds of each round of a run minus the medians: [R, k]."""
-    medians = np.asarray(parts_of(run), np.float64)
-    rounds = [parts_of(one) for one in _with_rounds_as_medians(run)]
-    table = np.asarray([parts for parts in rounds if parts is not None], np.float64)
-    return table.reshape(-1, len(medians)) - medians
-
-
-def _runs_by_work(group: Group) -> list[list[Run]]:
-    """Return the runs that share a median: those with equal FLOPs per task."""
-    by_work: dict[object, list[Run]] = {}
-    for run in group.runs:
-        work = cost_block.work_per_task(run.cost)
-        by_work.setdefault(run.seed if work is None else work, []).append(run)
-    return list(by_work.values())
-
-
-def _with_rounds_as_medians(run: Run) -> list[Run]:
-    """Return the run once for every round, with the seconds of that round instead of medians."""
-    table = {phase: (run.cost.get(phase) or {}).get("rounds") or {} for phase in cost_block.EACH}
-    count = min((len(values) for rounds in table.values() for values in rounds.values()), default=0)
-    copies = []
-    for number in range(count):
-        cost = dict(run.cost)
-        for phase, rounds in table.items():
-            if rounds:
-                seconds = {name: values[number] for name, values in rounds.items()}
-                cost[phase] = {**cost[phase], **seconds, "seconds": seconds["seconds_batched"]}
-        copies.append(replace(run, result={**run.result, "cost": cost}))
-    return copies
-
-
-def largest_ratio(group: Group) -> float | None:
-    """Return the longest round of a method over the median of its rounds, alone or in a batch.
-
-    Seeds with unequal FLOPs per task have a median each, the lower one of two rounds. None without
-    rounds, or if each task has its own search: each round learns another task, and tasks then take
-    unequal time."""
-    if any(sum(_rounds(run.cost, "seconds_alone", ("search",))) for run in group.runs):
-        return None
-    ratios = []
-    for runs in _runs_by_work(group):
-        for kind in ("seconds_alone", "seconds_batched"):
-            seconds = [value for run in runs for value in _rounds(run.cost, kind)]
-            middle = statistics.median_low(seconds) if seconds else 0.0
-            ratios += [max(seconds) / middle] if middle else []
-    return max(ratios, default=None)
-
-
-def _rounds(cost: Json, kind: str, phases: Sequence[str] = cost_block.EACH) -> list[float]:
-    """Return the seconds of one new task in each round of a run, the sum of these phases."""
-    rounds = [((cost.get(phase) or {}).get("rounds") or {}).get(kind) for phase in phases]
-    return [sum(values) for values in zip(*(values for values in rounds if values))]
 
 
 def missing_phases(run: Run) -> list[str]:

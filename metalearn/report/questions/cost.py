@@ -8,6 +8,7 @@ from metalearn.evaluate.cost_block import waiting_share
 from metalearn.report.section import section
 from metalearn.report.sections import Section
 from metalearn.report.work import BEFORE
+from metalearn.results.design.timing import has_search_per_task, slow_rounds
 from metalearn.results.records import Json
 
 
@@ -25,6 +26,8 @@ def cost(rows: Section, pages: Sequence[Section]) -> Json:
         "before": BEFORE,
         "devices": sorted(devices - {""}),
         "timings": timings,
+        "slow": {group.label: slow_rounds(group) for group in rows.groups},
+        "without_ratio": [g.label for g in rows.groups if has_search_per_task(g)],
         "waiting": [waiting_share(run.cost) for run in rows.runs],
         "pretrained": pretrained_rows,
     }

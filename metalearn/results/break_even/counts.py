@@ -23,11 +23,10 @@ from metalearn.results.costs import (
     learning_cost,
     only_pretraining_unknown,
     prediction_cost,
-    seconds_problem,
-    timing_variances,
     up_front_cost,
     uses_pretrained_weights,
 )
+from metalearn.results.design.timing import seconds_problems, timing_variances
 from metalearn.results.records import Group, Json, Run
 
 NO_CONTRAST = "an estimate: only contrasts have verdicts, and this pair is not one"
@@ -75,11 +74,6 @@ class VerdictRule(NamedTuple):
 
 
 def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> VerdictRule:
-    problems = {
-        group.label: next((text for run in group.runs if (text := seconds_problem(run))), "")
-        for group in groups
-    }
-    timing_problems = {label: text for label, text in problems.items() if text}
     unknown_pretraining = {
         axis: frozenset(
             group.label
@@ -89,7 +83,7 @@ def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> Ver
         for axis in AXES
     }
     return VerdictRule(
-        frozenset(map(frozenset, contrast_pairs)), timing_problems, unknown_pretraining
+        frozenset(map(frozenset, contrast_pairs)), seconds_problems(groups), unknown_pretraining
     )
 
 

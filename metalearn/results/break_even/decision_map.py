@@ -22,10 +22,9 @@ from metalearn.results.costs import (
     only_pretraining_unknown,
     prediction_cost_parts,
     query_count,
-    seconds_problem,
-    timing_covariances,
     up_front_cost,
 )
+from metalearn.results.design.timing import seconds_problems, timing_covariances
 from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
 
@@ -55,10 +54,10 @@ def find_candidates(
     labels = {candidate.label for candidate in candidates}
     rows = [group for group in groups if group.label in labels]
     few = [group.label for group in rows if len(group.runs) < LEAST_SEEDS]
-    without_timing = [group.label for group in rows if any(map(seconds_problem, group.runs))]
+    untimed = list(seconds_problems(rows)) if axis == "seconds" else []
     why = f"fewer than {LEAST_SEEDS} seeds: {', '.join(few)}" if few else ""
-    if axis == "seconds" and without_timing and not why:
-        why = f"seconds of a busy machine, or not timed interleaved: {', '.join(without_timing)}"
+    if untimed and not why:
+        why = f"seconds that allow no verdict (see the checks): {', '.join(untimed)}"
     return Candidates(candidates, left_out, why)
 
 

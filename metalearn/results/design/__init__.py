@@ -1,1 +1,2 @@
-"""The design of a comparison: its protocol, its tuning, and tests without transduction."""
+"""The design of a comparison: its protocol, its tuning, its timing, and tests without
+transduction."""
