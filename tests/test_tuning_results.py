@@ -11,7 +11,7 @@ import pytest
 import yaml
 from run_folders import groups_of, the_check, write_rows
 
-from metalearn.report.page import _up_front_seconds, write_report
+from metalearn.report.page import _describe_up_front, write_report
 from metalearn.report.render import _format_tuned
 from metalearn.results import iso_compute
 from metalearn.results.comparison import compare
@@ -34,8 +34,8 @@ def test_a_chosen_step_is_no_tuned_hyperparameter(tmp_path: Path) -> None:
     tuned = {"headline_step": 10, "on_edge": [], "from_seed": 0}
     edit(tmp_path, "maml", tuned=tuned, cost=cost)
     maml, scratch = groups_of(tmp_path)
-    assert _up_front_seconds(maml)[0] == "91 ms of validation"
-    assert _up_front_seconds(scratch)[0] == "14.2 s of tuning and validation"
+    assert _describe_up_front(maml, "seconds")[0] == "91 ms of validation"
+    assert _describe_up_front(scratch, "seconds")[0] == "14.2 s of tuning and validation"
     assert [_format_tuned(group.runs[1]) for group in (maml, scratch)] == [
         "–",
         "inner_lr 0.05 (by seed 0)",

@@ -10,19 +10,22 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from metalearn.evaluate.cost_block import Axis
 from metalearn.logger import log
 from metalearn.report.episodes import sample_tasks
 from metalearn.report.figures import FIGURES
 from metalearn.report.figures.style import styles, svg
 from metalearn.report.matrices import reading
-from metalearn.report.numbers import duration
+from metalearn.report.numbers import cost
 from metalearn.report.questions import QUESTIONS, all_questions
 from metalearn.report.render import render, render_text
 from metalearn.report.section import Question
 from metalearn.report.sections import Section, read_sections
+from metalearn.results.cost_checks import TIMED_ALONE, TRAINED_ALONE
+from metalearn.results.costs import learning_cost
 from metalearn.results.design.protocol import describe_support
 from metalearn.results.design.tuning import tuned_fields
-from metalearn.results.records import Group, Json, Run
+from metalearn.results.records import Group, Json, Run, mean
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
 
@@ -151,11 +154,15 @@ def _best_row(section: Section) -> Json:
     labels = [group.label for group, _ in ranking]
     scratch = next((row for row in ranking if row[0].first.family == "scratch"), None)
     return {
+    failed = {check["name"] for check in section.results["checks"] if not check["passed"]}
+    axis: Axis = "flops" if failed & {TIMED_ALONE, TRAINED_ALONE} else "seconds"
         "ranking": ranking,
         "scratch": scratch,
         "margin": _margin(labels[0], scratch[0].label, pairs) if scratch else None,
         "rival": _margin(labels[0], labels[1], pairs) if len(labels) > 1 else None,
-        "up_front": _up_front_seconds(ranking[0][0]) if ranking else [],
+        "cost_axis": axis,
+        "up_front": _describe_up_front(ranking[0][0], axis) if ranking else [],
+        "flops_each": _learning_flops(ranking[0][0]) if ranking else None,
     }
 
 
@@ -172,12 +179,18 @@ def _margin(best: str, other: str, pairs: Mapping[frozenset[str], Json]) -> Json
     return {"low": low, "high": high, "value": sign * pair["difference"], **facts}
 
 
-def _up_front_seconds(group: Group) -> list[str]:
+def _describe_up_front(group: Group, axis: Axis) -> list[str]:
     words = {**BEFORE, "tune": "tuning and validation"}
     if not tuned_fields(group.first):
         words["tune"] = "validation"
-    costs = [(word, group.once(phase, "seconds")) for phase, word in words.items()]
-    return [f"{duration(seconds)} of {word}" for word, seconds in costs if seconds]
+    costs = [(word, group.once(phase, axis)) for phase, word in words.items()]
+    return [f"{cost(value, axis)} of {word}" for word, value in costs if value]
+
+
+def _learning_flops(group: Group) -> float | None:
+    """Return the FLOPs of learning one new task up to the headline step, mean over seeds."""
+    curves = [(run, learning_cost(run, "flops")) for run in group.runs]
+    return mean([None if flops is None else flops[run.headline_point] for run, flops in curves])
 
 
 def _origin(runs: Sequence[Run]) -> Json:

@@ -21,6 +21,12 @@ from metalearn.results.searches import (
 
 SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
+# of seconds per task, and of seconds up front
+TIMED_ALONE, TRAINED_ALONE = (
+    "new tasks were timed alone on the machine",
+    "training did not wait for cores",
+)
+EQUAL_TRIALS = "equal tuning trials in each stage"  # their FLOPs may differ
 ROUNDING = 1e-9
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
@@ -244,7 +250,7 @@ def _check_idle(groups: Sequence[Group]) -> Check:
     """Check that all rows were timed in turns on an idle machine, as seconds require.
 
     The load by other processes is a mean over a round; a short one shows in the seconds."""
-    name = "new tasks were timed alone on the machine"
+    name = TIMED_ALONE
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
@@ -293,7 +299,7 @@ def _describe_slow(kind: timing.Kind) -> str:
 
 def _check_training_load(groups: Sequence[Group]) -> Check:
     """Check that training had its cores to itself, as up-front seconds require."""
-    name = "training did not wait for cores"
+    name = TRAINED_ALONE
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
