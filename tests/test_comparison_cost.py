@@ -304,16 +304,16 @@ def test_a_planted_flaw_fails_its_check(tmp_path: Path, name: str, change: Any, 
 
 def test_unequal_trials_fail(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch", "maml"])
-    found = the_check(tmp_path, "equal tuning trials")
+    found = the_check(tmp_path, "equal tuning trials in each stage")
     assert not found["passed"] and "0: maml; 4: scratch" in found["why"]
 
 
 def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml"], seeds=3)
     searching(tmp_path, "searched", "random")
-    assert the_check(tmp_path, "equal tuning trials")["passed"]
+    assert the_check(tmp_path, "equal tuning trials in each stage")["passed"]
     write_rows(tmp_path, ["scratch"], seeds=3)
-    found = the_check(tmp_path, "equal tuning trials")
+    found = the_check(tmp_path, "equal tuning trials in each stage")
     assert not found["passed"]
     assert "the cost of their candidates (searched 16) counts as search" in found["why"]
 

@@ -65,16 +65,16 @@ def test_trials_are_those_that_were_made(tmp_path: Path) -> None:
     runs = [group.first for group in groups_of(tmp_path)]
     assert [tuning_trials(run) for run in runs] == [9, 2]
     assert [describe_trials(run) for run in runs] == ["9", "2 (all values)"]
-    found = the_check(tmp_path, "equal tuning trials")
+    found = the_check(tmp_path, "equal tuning trials in each stage")
     assert found["passed"] and "(2 (all values): scratch; 9: fine_tune)" in found["why"]
     text = {one["topic"]: one["text"] for one in compare(groups_of(tmp_path))["protocol"]}
     assert text["budget of tuning"] == "9 trials: fine_tune; 2 trials (all values): scratch"
     record("fine_tune", 9, 9)
     assert describe_trials(groups_of(tmp_path)[0].first) == "9 + 9"
-    assert the_check(tmp_path, "equal tuning trials")["passed"]
+    assert the_check(tmp_path, "equal tuning trials in each stage")["passed"]
     config = tmp_path / "methods/scratch/seed-0/config.yaml"
     config.write_text(config.read_text().replace("tune:", "other:"))
-    found = the_check(tmp_path, "equal tuning trials")
+    found = the_check(tmp_path, "equal tuning trials in each stage")
     assert not found["passed"] and "0: scratch; 9 + 9: fine_tune" in found["why"]
 
 

@@ -183,7 +183,9 @@ def _check_episodes(runs: Sequence[Run]) -> Check:
 
 
 def _check_edges(groups: Sequence[Group]) -> Check:
-    """Check that no tuned value is at the end of its range, where the range chose it."""
+    """Check that no tuned value is at the end of its range, where the range chose it.
+
+    The range of a headline step that validation tasks chose ends with the curve."""
     name = "tuned values inside their range"
     tuned_runs = [run for group in groups for run in group.runs if tuned_fields(run)]
     ranged_runs = [run for run in tuned_runs if has_tuned_range(run)]
@@ -192,6 +194,13 @@ def _check_edges(groups: Sequence[Group]) -> Check:
         for run in tuned_runs
         for key in run.result["tuned"].get("on_edge") or []
     ]
+    last = group_owners(
+        (f"headline step {run.headline_step}, the last of the curve", group.label)
+        for group in groups
+        for run in group.runs
+        if _ends_at_last_step(run)
+    )
+    edges += [join_owners({text: labels}) for text, labels in last.items()]
     if edges:
         text = f"on the edge, so a wider range may be better: {'; '.join(edges)}"
         return Check(name, False, text)
@@ -201,6 +210,13 @@ def _check_edges(groups: Sequence[Group]) -> Check:
         return Check(name, True, "does not apply: no method was tuned within a range")
     text = f"runs tuned within a range: {len(ranged_runs)}, none on its edge"
     return Check(name, True, text)
+
+
+def _ends_at_last_step(run: Run) -> bool:
+    """Return whether validation tasks chose the last of several steps of a curve."""
+    chosen = (run.result.get("tuned") or {}).get("headline_step")
+    takes_steps = bool(run.traits.get("uses_steps", True)) and len(run.steps) > 1
+    return takes_steps and chosen is not None and int(chosen) == run.steps[-1]
 
 
 def _describe_edge(run: Run, key: str) -> str:

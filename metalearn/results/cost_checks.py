@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from metalearn.evaluate.cost_block import waiting_share
 from metalearn.results import costs
 from metalearn.results.design import timing
-from metalearn.results.design.tuning import describe_trials, stage_trials
-from metalearn.results.records import Group, Run
+from metalearn.results.design.tuning import describe_trials, stage_trials, trial_flops
+from metalearn.results.records import Group, Run, mean
 from metalearn.results.searches import (
     candidate_count,
     has_search,
@@ -96,7 +96,19 @@ def _check_equal_tuning(groups: Sequence[Group]) -> Check:
         why = "equal in each stage, where all values of a finite set equal the whole budget"
         fine = f"{why} ({join_owners(by_value)})"
     are_equal = len({_equivalent_trials(run) for run, _ in counts}) < 2
-    return check("equal tuning trials", "" if are_equal else wrong, fine)
+    spread = _describe_spread(groups)
+    return check(EQUAL_TRIALS, "" if are_equal else wrong + spread, fine + spread)
+
+
+def _describe_spread(groups: Sequence[Group]) -> str:
+    """Return the least and the most FLOPs of the trials of a method that was tuned."""
+    tuned = [group for group in groups if any(map(tuning_trials, group.runs))]
+    flops = {group.label: mean([trial_flops(run) for run in group.runs]) for group in tuned}
+    known = {label: value for label, value in flops.items() if value}
+    if len(known) < 2:
+        return ""
+    least, most = (choose(known, key=lambda label: known[label]) for choose in (min, max))
+    return f"; FLOPs of all trials: {known[least]:.3g} ({least}) to {known[most]:.3g} ({most})"
 
 
 def _equivalent_trials(run: Run) -> frozenset[int]:

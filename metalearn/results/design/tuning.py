@@ -107,7 +107,7 @@ def tuning_rows(groups: Sequence[Group]) -> list[Json]:
                 "best": best[-1],
                 "tested": test_score,
             }
-            flops = mean([_tuning_flops(run) for run in group.runs])
+            flops = mean([trial_flops(run) for run in group.runs])
             row |= {"best_so_far": best, "flops": flops}
             row["seeds"] = sorted({seed_of_tuning(run) for run in group.runs})
             row["tested_same_seeds"] = Group(group.label, own_runs).value()
@@ -128,7 +128,8 @@ def _best_so_far(run: Run, group: Group) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in best.accumulate(scores or [worst])]
 
 
-def _tuning_flops(run: Run) -> float | None:
+def trial_flops(run: Run) -> float | None:
+    """Return the FLOPs of all trials of a run, or None if those of a stage were not recorded."""
     flops = [stage.get("flops") for stage in _stages(run)]
     known_flops = [float(one) for one in flops if one is not None]
     return sum(known_flops) if len(known_flops) == len(flops) else None
