@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from run_folders import groups_of, write_run
 
+from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
+from metalearn.report.render import few_solved
 from metalearn.results.checks import _check_edges
 from metalearn.results.cost_checks import _check_equal_tuning
 
 SHARES = [("maml", 0.9), ("scratch", 0.85), ("reptile", 0.7)]
+
+
+def solved(level: float = 0.8) -> dict[str, Any]:
+    rows = [{"label": name, "shares": [{"level": level, "share": share}]} for name, share in SHARES]
+    return {"solved": rows}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"ci95": [1.0, 900.0]}, "the up-front costs are not distinguished"),
+        ({"ci95": [20.0, None]}, "the costs per solved task are not distinguished"),
+        ({"b": "reptile"}, "the fractions of solved tasks are 20 points apart"),
+        ({"tasks": 1, "ci95": [1.0, 1.0]}, ""),  # cheaper from the first task on
+        ({"ci95": None}, ""),  # too few seeds for an interval
+        ({"tasks": None, "ci95": [None, None]}, ""),
+    ],
+)
+def test_an_estimate_is_a_count_only_if_both_differences_are_known(
+    changes: dict[str, Any], why: str
+) -> None:
+    row = {"a": "maml", "b": "scratch", "axis": "flops", "level": 0.8, "contrast": False}
+    row |= {"verdict": "undecided", "tasks": 70, "ci95": [40.0, 110.0], **changes}
+    shares = solved_shares(solved())
+    assert uncounted(row, shares) == why
+    labels: Any = [SimpleNamespace(label=name) for name, _ in SHARES]
+    matrix = break_even_matrix(labels, [row], "flops", "accuracy", shares)
+    (cell,) = (one for line in matrix.cells for one in line if one.title)
+    assert cell.text == ("–" if why or row["tasks"] is None else str(row["tasks"]))
+    assert cell.title.endswith(f"; no count: {why}" if why else cell.title)
 
 
 def made(root: Path, method: str, change: Any = id, seed: int = 0) -> Any:
@@ -31,6 +66,12 @@ def test_a_headline_step_at_the_end_of_the_curve_is_on_an_edge(tmp_path: Path) -
     found = _check_edges(groups)
     assert not found.passed
     assert found.why.endswith("better: headline step 20, the last of the curve: maml")
+
+
+def test_a_cost_of_a_solved_task_needs_ten() -> None:
+    group: Any = SimpleNamespace(test_tasks=250, runs=[1])
+    assert few_solved({"share": 0.004}, group) == "1 solved"
+    assert few_solved({"share": 0.04}, group) == ""
 
 
 def test_equal_trials_state_their_unequal_flops(tmp_path: Path) -> None:

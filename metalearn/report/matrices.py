@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from metalearn.evaluate.comparable import LARGEST_GAP
 from metalearn.report import numbers
 from metalearn.results.contrasts import SIGNIFICANT
 from metalearn.results.records import Group, Json
@@ -69,20 +71,55 @@ def _is_significant(pair: Json) -> bool:
 
 
 def break_even_matrix(
-    groups: Sequence[Group], rows: Sequence[Json], axis: str, metric: str = "accuracy"
+    groups: Sequence[Group],
+    rows: Sequence[Json],
+    axis: str,
+    metric: str = "accuracy",
+    shares: Mapping[tuple[str, float | None], float] | None = None,
 ) -> Matrix:
     """Return the new task from which on the row's higher up-front cost breaks even with the column.
 
     `rows` are at one level, in units of `metric`; the method with the higher up-front cost has the
-    row."""
+    row. `shares` are those of `solved_shares`."""
     entries: dict[tuple[str, str], Entry] = {}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:
-            entries[row["a"], row["b"]] = _break_even_entry(row, metric)
+            entries[row["a"], row["b"]] = _break_even_entry(row, metric, shares or {})
     return _matrix(groups, entries)
 
 
-def _break_even_entry(row: Json, metric: str) -> Entry:
+def solved_shares(results: Json) -> dict[tuple[str, float | None], float]:
+    """Return the fraction of solved tasks by label and level, as comparison.json has them."""
+    return {
+        (one["label"], share["level"]): share["share"]
+        for one in results.get("solved") or []
+        for share in one.get("shares") or []
+    }
+
+
+def uncounted(row: Json, shares: Mapping[tuple[str, float | None], float]) -> str:
+    """Return why the estimate of a break-even row is not shown as a count; empty if it is.
+
+    A count is the difference of two up-front costs over that of two costs per solved task, of
+    methods that solve about equally many tasks: both differences must be distinguished from 0."""
+    if row["tasks"] is None:
+        return ""
+    first, second = (shares.get((row[name], row.get("level"))) for name in ("a", "b"))
+    if first is not None and second is not None and abs(first - second) > LARGEST_GAP + 1e-9:
+        return f"the fractions of solved tasks are {100 * abs(first - second):.0f} points apart"
+    if row["ci95"] is None:
+        return ""
+    low, high = (math.inf if end is None else end for end in row["ci95"])
+    if high == math.inf:
+        return "the costs per solved task are not distinguished"
+    if low <= 1 < high:
+        return "the up-front costs are not distinguished"
+    return ""
+
+
+def _break_even_entry(
+    row: Json, metric: str, shares: Mapping[tuple[str, float | None], float]
+) -> Entry:
     is_contrast, verdict, count = (
         row.get("contrast", True),
         row["verdict"],
@@ -94,6 +131,8 @@ def _break_even_entry(row: Json, metric: str) -> Entry:
         title += f", at {numbers.level(row['level'], metric)}"
     if row["ci95"] is not None:
         title += f", 95 % interval {numbers.interval(row['ci95'])}"
+    if not is_contrast and (why := uncounted(row, shares)):
+        return Entry(numbers.NONE, f"{title}; no count: {why}")
     if not is_contrast:
         return Entry(count, title, "none" if row["tasks"] is None else "open")
     if verdict in ("pays", "always"):

@@ -24,6 +24,8 @@ NUMBERS = (
     *("percent", "level", "tasks", "interval", "count", "gibibytes", "kilojoules", "word"),
 )
 VERDICTS = {
+LEAST_SOLVED = 10  # tasks, over all seeds, for a cost of a solved task
+MOST_NAMED = 6  # labels in a sentence
     **{verdict: verdict for verdict in ("pays", "always", "never")},
     "not_reached": "not reached",
     "undecided": "undecided",
@@ -68,11 +70,26 @@ def environment() -> Environment:
     templates.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
     templates.filters |= {"breakable": _breakable}
     templates.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
-    templates.filters |= {"reading": reading}
+    templates.filters |= {"reading": reading, "few_solved": few_solved, "named": named}
     return templates
 
 
 def _squeeze(text: str) -> Markup:
+def few_solved(one: Json, group: Group) -> str:
+    """Return how many tasks a method solved if they are too few for a cost per solved task."""
+    count = round(one["share"] * group.test_tasks * len(group.runs))
+    return f"{count} solved" if count < LEAST_SOLVED else ""
+
+
+def named(labels: Sequence[str], groups: Sequence[Group]) -> str:
+    """Return labels as a list, or as a count of the methods if there are many."""
+    if len(labels) == len(groups) > 1:
+        return "all methods"
+    if len(labels) > MOST_NAMED:
+        return f"{len(labels)} of {len(groups)} methods"
+    return ", ".join(labels)
+
+
     """Join the lines of an escaped text, without blanks before punctuation."""
     return Markup(re.sub(r" (?=[.,;])", "", " ".join(escape(text).split())))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metalearn.report.matrices import break_even_matrix
+from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
 from metalearn.report.section import section
 from metalearn.report.sections import Section
 from metalearn.results.break_even.counts import NO_TIMING
@@ -22,9 +22,13 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     metric, level = target.get("metric", "accuracy"), _level_of_target(counts_of_pairs, target)
     at_level = [row for row in counts_of_pairs if row.get("level") in (level, None)]
     by_queries = [row for row in counts_of_pairs if row.get("by_queries")]
+    shares = solved_shares(rows.results)
     counts = [one["queries"] for one in by_queries[0]["by_queries"]] if by_queries else []
     return {
-        "matrices": {axis: break_even_matrix(rows.groups, at_level, axis, metric) for axis in AXES},
+        "matrices": {
+            axis: break_even_matrix(rows.groups, at_level, axis, metric, shares) for axis in AXES
+        },
+        "uncounted": lambda row: uncounted(row, shares),
         "matrix_level": target.get("value") if level is None else level,
         "tested": {axis: _count_tests(counts_of_pairs, axis) for axis in AXES},
         "by_queries": by_queries,
