@@ -10,7 +10,9 @@ import pytest
 from run_folders import groups_of, write_run
 
 from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
+from metalearn.report.numbers import compiling
 from metalearn.report.render import few_solved
+from metalearn.report.work import work
 from metalearn.results.checks import _check_edges
 from metalearn.results.cost_checks import _check_equal_tuning
 
@@ -82,3 +84,15 @@ def test_equal_trials_state_their_unequal_flops(tmp_path: Path) -> None:
     found = _check_equal_tuning(made(tmp_path, "fine_tune", cheap))
     assert found.name == "equal tuning trials in each stage" and found.passed
     assert found.why.endswith("; FLOPs of all trials: 1e+09 (fine_tune) to 4e+09 (scratch)")
+
+
+def test_labels_of_tuning_are_in_no_row(tmp_path: Path) -> None:
+    def tuned(result: dict[str, Any]) -> None:
+        result["cost"]["tune"]["labels"] = 100
+
+    (group,) = made(tmp_path, "fine_tune", tuned)
+    assert work(group)["labels"] == 20_000
+
+
+def test_a_phase_that_compiles_nothing_has_a_dash() -> None:
+    assert [compiling(seconds) for seconds in (None, 0.00014, 0.2)] == ["–", "–", "200 ms"]

@@ -12,6 +12,7 @@ from metalearn.evaluate.cost_block import Axis
 NONE = "–"
 WIDER = "wider than the scale"  # instead of an interval, an end of which is no possible score
 BEYOND = 0.01  # of an accuracy
+LEAST_COMPILING = 1e-3  # seconds; a phase that compiles nothing takes some microseconds
 
 
 def duration(seconds: float | None) -> str:
@@ -47,6 +48,11 @@ def amount(value: float, axis: Axis) -> str:
 
 def cost(value: float | None, axis: Axis) -> str:
     return NONE if value is None else "0" if value == 0 else amount(value, axis)
+
+
+def compiling(seconds: float | None) -> str:
+    """Format the seconds of compiling and first steps; a dash if nothing was compiled."""
+    return NONE if seconds is None or seconds < LEAST_COMPILING else duration(seconds)
 
 
 def plain_cost(value: float | None, axis: Axis) -> str:

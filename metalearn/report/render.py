@@ -20,6 +20,7 @@ from metalearn.results.searches import candidate_count, has_search, searcher
 
 NUMBERS = (
     *("duration", "amount", "cost", "plain_cost", "score", "above", "plus", "signed", "share"),
+    "compiling",
     *("score_interval", "difference_interval"),
     *("percent", "level", "tasks", "interval", "count", "gibibytes", "kilojoules", "word"),
 )

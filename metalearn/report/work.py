@@ -8,6 +8,9 @@ from metalearn.evaluate.cost_block import EACH, ONCE, per_task
 from metalearn.results.records import Group, Json, Run, mean
 
 BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases of all tasks together
+# Phases with labels in the table of work. Trials of tuning draw labels too, but few methods count
+# these, so none has them in its number.
+LABELLED = ("search", "pretrain", "meta_train")
 
 
 def gradient_steps_before(group: Group) -> float | None:
@@ -26,7 +29,8 @@ def work(group: Group) -> Json:
     return {
         "peak_bytes": max((peak for peak in peaks if peak), default=None),
         "energy": mean([energy(run) for run in group.runs]),
-        **{name: _beforehand(group, name) for name in ("gradient_steps", "examples", "labels")},
+        **{name: _beforehand(group, name) for name in ("gradient_steps", "examples")},
+        "labels": _beforehand(group, "labels", LABELLED),
         "labels_each": _largest(_of_new_tasks(group, "labels")),
         "candidates": _largest([*_of_new_tasks(group, "candidates"), beforehand]),
     }
@@ -45,8 +49,8 @@ def energy(run: Run) -> float | None:
     return sum(joules) if joules else None
 
 
-def _beforehand(group: Group, name: str) -> float | None:
-    counts = [[_entries(run, phase)[0].get(name, 0) for run in group.runs] for phase in ONCE]
+def _beforehand(group: Group, name: str, phases: Sequence[str] = ONCE) -> float | None:
+    counts = [[_entries(run, phase)[0].get(name, 0) for run in group.runs] for phase in phases]
     return _sum([mean(values) for values in counts])
 
 
