@@ -11,10 +11,12 @@ from run_folders import groups_of, write_run
 
 from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
 from metalearn.report.numbers import compiling
-from metalearn.report.render import few_solved
+from metalearn.report.questions.equal_compute import equal_compute
+from metalearn.report.render import few_solved, render
 from metalearn.report.work import work
 from metalearn.results.checks import _check_edges
 from metalearn.results.cost_checks import _check_equal_tuning
+from metalearn.results.iso_compute import equal_compute as equal_compute_rows
 
 SHARES = [("maml", 0.9), ("scratch", 0.85), ("reptile", 0.7)]
 
@@ -92,6 +94,36 @@ def test_labels_of_tuning_are_in_no_row(tmp_path: Path) -> None:
 
     (group,) = made(tmp_path, "fine_tune", tuned)
     assert work(group)["labels"] == 20_000
+
+
+def test_equal_compute_says_what_a_method_lacks(tmp_path: Path) -> None:
+    for method in ("maml", "scratch"):
+        groups = made(tmp_path, method)
+    results: Any = {"equal_compute": equal_compute_rows(groups, 600)}
+    for row in results["equal_compute"]["rows"]:
+        row["values"][:3] = [None] * 3
+    found = equal_compute.data(SimpleNamespace(groups=groups, results=results, up=True), [])
+    assert found["without_score"] == {"maml": "", "scratch": "no validation score"}
+    assert found["shown_budgets"] == [3]  # the budgets before are empty
+    context = {"groups": groups, "results": results, "up": True, **found}
+    text = render(
+        "questions/equal_compute.html.j2", colors=dict.fromkeys(("maml", "scratch")), **context
+    )
+    assert text.count('<th scope="col">') == 2
+    assert "<td>– <small>no validation score</small></td>" in text
+
+
+def test_two_candidates_have_no_rank_correlation() -> None:
+    one = {"label": "nas", "tau": 1.0, "spearman": 1.0, "regret": 0.25, "regret_of_chance": 0.5}
+    one |= {"gain": 0.125, "optimism": None, "searches": 50}
+    shown = []
+    for count in (2, 4):
+        results = {"selection": [{**one, "candidates": count}], "tuning": []}
+        context = {"results": results, "groups": [SimpleNamespace(label="nas")], "figures": {}}
+        text = render("questions/noise.html.j2", colors={"nas": ""}, searches=[], **context)
+        assert f"50 <small>of {count} candidates each</small>" in text
+        shown.append("<td>1</td><td>1</td><td>0.25</td><td>0.5</td><td>0.125</td>" in text)
+    assert shown == [False, True]
 
 
 def test_a_phase_that_compiles_nothing_has_a_dash() -> None:
