@@ -135,6 +135,19 @@ def test_a_finished_comparison_becomes_a_result_file(tmp_path: Path) -> None:
     assert "| maml − fine_tune | " in text
 
 
+def test_a_comparison_has_the_interval_over_seeds_and_tasks_if_it_is_stored(tmp_path: Path) -> None:
+    stored = json.loads((EXPERIMENTS / "results" / "compare_tables.json").read_text())
+    folder = folder_with(tmp_path, some=stored)
+    (folder / "RESULTS.md.j2").write_text("{{ comparison('some') }}")
+    text = page(folder)
+    low, high = (f"{100 * end:.1f}" for end in stored["rows"][0]["interval"])
+    assert "| 95 %, seeds and tasks |" in text and f"| {low} to {high} |" in text
+    assert "over seeds |" not in text
+    stored["rows"] = [{**row, "interval": None} for row in stored["rows"]]
+    (folder / "results" / "some.json").write_text(json.dumps(stored))
+    assert "| over tasks | over seeds |" in page(folder)
+
+
 def test_a_source_that_a_row_lacks_has_no_ranks() -> None:
     """Of a loss, a missing score would be the best one."""
     rows = [

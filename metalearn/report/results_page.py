@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, load
 from metalearn.report import markdown
-from metalearn.report.numbers import NONE, operations, p_value, score
+from metalearn.report.numbers import NONE, operations, p_value, score, score_interval
 from metalearn.results.published import (
     comparison_result,
     describe_left_out,
@@ -135,9 +135,11 @@ def _comparison(one: Json) -> str:
     """Return the text of a comparison: its command and settings, and its rows, the best first."""
     percent = one["metric"] == "accuracy"
     unit = "accuracy, %" if percent else "squared error"
-    heads = ["method", unit, "over tasks", "over seeds", "each seed"]
+    has_interval = any(row.get("interval") for row in one["rows"])
+    halves = ["95 %, seeds and tasks"] if has_interval else ["over tasks", "over seeds"]
+    heads = ["method", unit, *halves, "each seed"]
     heads += ["FLOPs before", "FLOPs per task"]
-    rows = [_line(row, one, percent) for row in one["rows"]]
+    rows = [_line(row, one, percent, has_interval) for row in one["rows"]]
     seeds = f"{len(one['seeds'])} seed{'s' if len(one['seeds']) > 1 else ''}"
     where = f"commit {one['commit'][:7]}" if one.get("commit") else "commit not recorded"
     about = (
@@ -149,15 +151,18 @@ def _comparison(one: Json) -> str:
     return f"{about}\n\n{_markdown(heads, rows)}{checks}"
 
 
-def _line(row: Json, one: Json, percent: bool) -> list[str]:
+def _line(row: Json, one: Json, percent: bool, has_interval: bool) -> list[str]:
     few = f" (first {row['tasks']} tasks)" if row.get("tasks", one["tasks"]) < one["tasks"] else ""
     seeds = [score(value, percent) for value in row["per_seed"] or []]
     scale = 100 if percent else 1
+    halves = [_half(row["ci95_tasks"], scale), _half(row["ci95_seeds"], scale)]
+    if has_interval:  # of a row with too few seeds, that over tasks
+        ends = row.get("interval")
+        halves = [score_interval(ends, percent, row["per_seed"] or ()) if ends else halves[0]]
     return [
         row["label"] + few,
         score(row["value"], percent),
-        _half(row["ci95_tasks"], scale),
-        _half(row["ci95_seeds"], scale),
+        *halves,
         ", ".join(seeds) or "not recorded",
         _flops(row["flops_before"]),
         _flops(row["flops_task"]),
