@@ -11,12 +11,14 @@ from run_folders import groups_of, write_run
 
 from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
 from metalearn.report.numbers import compiling
+from metalearn.report.page import _origin
 from metalearn.report.questions.equal_compute import equal_compute
-from metalearn.report.render import few_solved, render
+from metalearn.report.render import few_solved, named, render
 from metalearn.report.work import work
 from metalearn.results.checks import _check_edges
 from metalearn.results.cost_checks import _check_equal_tuning
 from metalearn.results.iso_compute import equal_compute as equal_compute_rows
+from metalearn.storage.environment import checkout
 
 SHARES = [("maml", 0.9), ("scratch", 0.85), ("reptile", 0.7)]
 
@@ -128,3 +130,23 @@ def test_two_candidates_have_no_rank_correlation() -> None:
 
 def test_a_phase_that_compiles_nothing_has_a_dash() -> None:
     assert [compiling(seconds) for seconds in (None, 0.00014, 0.2)] == ["–", "–", "200 ms"]
+
+
+def test_many_rows_are_a_count() -> None:
+    labels = [f"m{number}" for number in range(9)]
+    groups: Any = [SimpleNamespace(label=label) for label in labels]
+    assert named(labels, groups) == "all methods"
+    assert named(labels[:8], groups) == "8 of 9 methods" and named(labels[:2], groups) == "m0, m1"
+
+
+def test_a_command_has_no_path_of_this_machine() -> None:
+    file = f"{checkout()}/experiments/demo.yaml"
+    argv = ["metalearn", "compare", file, "--out=/elsewhere/x"]
+    run: Any = SimpleNamespace(environment={"argv": argv}, name="a", result={"git": "a" * 40})
+    found = _origin([run])
+    assert found["commands"] == ["metalearn compare experiments/demo.yaml --out=/elsewhere/x"]
+    assert found["trained_by"] == ["a" * 12] and found["reported_by"] != "a" * 12
+    context = {**found, "up": True, "groups": [], "trained_by": ["one"], "reported_by": "two"}
+    text = render("runs.html.j2", **context)
+    assert "Trained by commit one, reported by commit two." in text
+    assert "reported by" not in render("runs.html.j2", **{**context, "reported_by": "one"})

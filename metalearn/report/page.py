@@ -27,6 +27,7 @@ from metalearn.results.design.protocol import describe_support
 from metalearn.results.design.tuning import tuned_fields
 from metalearn.results.records import Group, Json, Run, mean
 from metalearn.results.schema import Comparison
+from metalearn.storage.environment import checkout, git_commit
 from metalearn.storage.files import write_atomic
 
 MOMENTARY = ("argv", "started", "load_average", "clock_mhz")
@@ -46,7 +47,7 @@ def write_report(
     """Write one HTML page for runs, folders of them, and comparisons, in any mixture.
 
     The page is self-contained. If a comparison is among `dirs`, its figures are also written to
-    `figures/*.svg` next to the page. The same directories give the same bytes.
+    `figures/*.svg` next to the page. The same directories and code give the same bytes.
 
     Args:
         dirs: directories of runs; loose runs of the same new tasks are shown together.
@@ -153,9 +154,9 @@ def _best_row(section: Section) -> Json:
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.results["paired"]}
     labels = [group.label for group, _ in ranking]
     scratch = next((row for row in ranking if row[0].first.family == "scratch"), None)
-    return {
     failed = {check["name"] for check in section.results["checks"] if not check["passed"]}
     axis: Axis = "flops" if failed & {TIMED_ALONE, TRAINED_ALONE} else "seconds"
+    return {
         "ranking": ranking,
         "scratch": scratch,
         "margin": _margin(labels[0], scratch[0].label, pairs) if scratch else None,
@@ -194,7 +195,7 @@ def _learning_flops(group: Group) -> float | None:
 
 
 def _origin(runs: Sequence[Run]) -> Json:
-    """Return commands and environments, each once.
+    """Return commands, commits and environments, each once; paths are relative to the checkout.
 
     The command, the start time, and the state of the machine at that time are not part of an
     environment."""
@@ -204,7 +205,7 @@ def _origin(runs: Sequence[Run]) -> Json:
         argv = run.environment.get("argv")
         if argv:
             line = argv if isinstance(argv, str) else shlex.join(str(word) for word in argv)
-            commands[line] = None
+            commands[line.replace(f"{checkout()}/", "")] = None
         text = "\n".join(
             f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
             for key, value in run.environment.items()
@@ -212,4 +213,6 @@ def _origin(runs: Sequence[Run]) -> Json:
         )
         environments.setdefault(text, []).append(run.name)
     entries = list(environments.items()) if any(environments) else []
-    return {"commands": list(commands), "environments": entries}
+    trained_by = {str(run.result["git"])[:12]: None for run in runs if run.result.get("git")}
+    commits = {"trained_by": list(trained_by), "reported_by": git_commit()[:12]}
+    return {"commands": list(commands), "environments": entries, **commits}

@@ -24,9 +24,9 @@ NUMBERS = (
     *("score_interval", "difference_interval"),
     *("percent", "level", "tasks", "interval", "count", "gibibytes", "kilojoules", "word"),
 )
-VERDICTS = {
 LEAST_SOLVED = 10  # tasks, over all seeds, for a cost of a solved task
 MOST_NAMED = 6  # labels in a sentence
+VERDICTS = {
     **{verdict: verdict for verdict in ("pays", "always", "never")},
     "not_reached": "not reached",
     "undecided": "undecided",
@@ -75,7 +75,6 @@ def environment() -> Environment:
     return templates
 
 
-def _squeeze(text: str) -> Markup:
 def few_solved(one: Json, group: Group) -> str:
     """Return how many tasks a method solved if they are too few for a cost per solved task."""
     count = round(one["share"] * group.test_tasks * len(group.runs))
@@ -91,6 +90,7 @@ def named(labels: Sequence[str], groups: Sequence[Group]) -> str:
     return ", ".join(labels)
 
 
+def _squeeze(text: str) -> Markup:
     """Join the lines of an escaped text, without blanks before punctuation."""
     return Markup(re.sub(r" (?=[.,;])", "", " ".join(escape(text).split())))
 

@@ -18,10 +18,15 @@ import torch
 from metalearn.machine import clock_mhz, cpu_name, cuda_facts, load_average
 
 
+def checkout() -> Path:
+    """Return the folder that contains the package: the root of the repository in a checkout."""
+    return Path(__file__).resolve().parents[2]
+
+
 @lru_cache(maxsize=1)
 def git_commit() -> str:
     """Return the commit, with `+dirty` if files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = checkout()
     if not (root / ".git").exists():
         return ""
     try:
