@@ -161,17 +161,17 @@ def test_the_map_as_text_marks_where_a_winner_stops() -> None:
     shown = {
         "axis": "flops",
         "metric": "accuracy",
-        "tasks": [1, 3, 10, 30],
+        "tasks": [1, 3, 10, 30, 100],
         "targets": [0.9],
         "queries": [1],
         "as_tested": 1,
-        "winner": [[["a", "a", "b", None]]],
-        "settled": [[[True, False, True, False]]],
+        "winner": [[["a", "a", "b", None, None]]],
+        "settled": [[[True, False, True, False, True]]],
         "along": {"a": [5, 10]},
-        "stops_after": [[[10, None, None, None]]],
+        "stops_after": [[[10, None, None, None, None]]],
     }
     text = map_text(shown).splitlines()
-    assert text[2] == "  90 %  A2   a    B    ."
+    assert text[2] == "  90 %  A2   a    B    ?    ."
     assert "A a, also stopped after 5, 10 meta-steps (A1, A2)" in text
 
 

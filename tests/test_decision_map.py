@@ -77,7 +77,31 @@ def test_a_target_that_nobody_reaches_has_no_winner() -> None:
     choices = [choice._replace(solved=choice.solved & False) for choice in known()]
     found = decide(choices, TASKS, QUERIES)
     assert (found.winner == -1).all() and np.isnan(found.share).all()
+    assert found.settled.all()
     assert total_interval(choices[0]._replace(solved=choices[0].solved[:1]), 10, 1) is None
+
+
+def test_a_cell_without_winner_is_open_while_a_method_may_reach_it() -> None:
+    """48 of 100 tasks under every seed: by its interval the fraction may be one half."""
+    near = known(tasks=100)[0]
+    near = near._replace(solved=np.stack([np.tile(np.arange(100) < 48, (3, 1))] * 2))
+    far = near._replace(label="far", solved=near.solved & (np.arange(100) < 10))
+    found = decide([near, far], TASKS, QUERIES)
+    assert (found.winner == -1).all() and not found.settled.any()
+    assert decide([far, far._replace(label="also far")], TASKS, QUERIES).settled.all()
+
+
+def test_a_white_cell_says_whether_it_is_settled(tmp_path: Path) -> None:
+    """At 98 % every method surely misses; with one seed, nothing is sure."""
+    for seeds, mark in ((3, "."), (1, "?")):
+        root = write_rows(tmp_path / mark, ["maml", "scratch"], seeds=seeds)
+        write_comparison(root)
+        lines = Comparison(root).decision_map().splitlines()
+        hardest = next(line for line in lines if line.strip().startswith("98 %"))
+        assert set(hardest.split()[2:]) == {mark}
+        text = paragraph(*recommendation(root, "100", None, "0.98", "flops"))
+        assert "solves half of the test tasks." in text
+        assert ("The data are inconclusive: fewer than 3 seeds" in text) == (mark == "?")
 
 
 def test_the_bootstrap_settles_clear_cells_and_no_close_ones() -> None:

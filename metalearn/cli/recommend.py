@@ -103,6 +103,9 @@ def paragraph(recommended: Recommendation, comparison: Json) -> str:
     if recommended.label is None:
         qualifier = " whose cost is known" if recommended.left_out else ""
         parts.append(f"no method{qualifier} solves half of the test tasks.")
+        if not recommended.settled:
+            why = recommended.unsettled or "by its 95 % interval a method may solve half of them"
+            parts.append(f"The data are inconclusive: {why}.")
     else:
         parts += _recommendation_sentences(recommended)
     parts += _caveats(recommended, comparison, metric)

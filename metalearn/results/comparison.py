@@ -40,7 +40,8 @@ FILE = "comparison.json"
 # to the target, and for no contrast that was chosen after rows had finished; intervals over seeds
 # need 3; a cell of the map is settled only if its shares are, by intervals; no verdict in
 # seconds of training that waited for cores. 7: a method is off or on the front by tested
-# differences of scores; no verdict in seconds of a method with a slow round.
+# differences of scores; no verdict in seconds of a method with a slow round; a cell
+# that no method reaches is settled if all surely miss it.
 RULES = 7
 
 

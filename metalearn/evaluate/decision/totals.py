@@ -106,7 +106,7 @@ def decide(
     `settled`: `share` is at least CLEAR; the winner reaches the target by the 95 % interval of its
     fraction of solved tasks; and its total is below that of every other method that may reach it,
     by the 95 % interval of fieller.py. The bootstrap alone underestimates the variance between few
-    seeds."""
+    seeds. A cell without a winner is settled if every method surely misses the target."""
     table = totals(choices, tasks, queries, None)
     least = table.min(0)
     winner = np.where(np.isfinite(least), _first_cheapest(table), -1)
@@ -118,8 +118,13 @@ def decide(
     # [R, Q, A, N], indices into `labels`
     best = np.where(is_unique, _first_cheapest(method_totals), -1)
     share = np.where(winner >= 0, (best == method[winner]).mean(0), np.nan)
+    limits = np.asarray(
+        [[_share_limits(table) for table in choice.solved] for choice in choices]
+    )  # [L, A, 2]
     settled = np.nan_to_num(share) >= CLEAR
-    settled &= _is_below_all(choices, winner, settled, tasks, queries)
+    settled &= _is_below_all(choices, winner, settled, tasks, queries, limits)
+    misses_surely = np.asarray((limits[..., 1] < LEAST_SOLVED - ROUNDING).all(0))  # [A]
+    settled |= (winner < 0) & misses_surely[:, None]
     return Decision(winner, share, settled, table)
 
 
@@ -129,15 +134,14 @@ def _is_below_all(
     mask: Bools,
     tasks: ArrayLike,
     queries: ArrayLike,
+    limits: Array,
 ) -> Bools:
     """Return where the winner surely reaches the target and its total is below all others.
 
-    Both by intervals, within `mask`. The others are all that do not surely miss the target."""
+    Both by intervals, within `mask`; `limits` [L, A, 2] are those of fractions of solved tasks. The
+    others are all that do not surely miss the target."""
     result = mask.copy()
     task_counts = np.asarray(tasks, np.float64)
-    limits = np.asarray(
-        [[_share_limits(table) for table in choice.solved] for choice in choices]
-    )  # [L, A, 2]
     for q, a in np.argwhere(mask.any(-1)):
         for index in np.unique(winner[q, a][mask[q, a]]):
             cells = winner[q, a] == index

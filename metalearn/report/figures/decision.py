@@ -12,13 +12,22 @@ from matplotlib.ticker import NullLocator
 
 from metalearn.evaluate.cost_block import Axis
 from metalearn.report.figures.axes import FigureData, shorten
-from metalearn.report.figures.style import INK, SIZE, SMALL, Drawing, Style, styles, with_style
+from metalearn.report.figures.style import (
+    GREY,
+    INK,
+    SIZE,
+    SMALL,
+    Drawing,
+    Style,
+    styles,
+    with_style,
+)
 from metalearn.report.numbers import level
 from metalearn.results.records import Json
 
 MAPS: dict[Axis, str] = {"flops": "decision_map", "seconds": "decision_map_seconds"}
 MOST_LABELS = 7  # targets written next to a panel
-HATCH = "////"  # where the bootstrap does not settle the winner
+HATCH = "////"  # where the data do not settle the winner, or that there is none
 
 
 @with_style
@@ -60,8 +69,8 @@ def _draw_panel(
         column = 0
         for (name, clear), alike in groupby(zip(names, settled[row], strict=True)):
             width = len(list(alike))
-            if name is not None:
-                _draw_cells(axes, (column, row), width, style_of[name].color, clear)
+            color = "white" if name is None else style_of[name].color
+            _draw_cells(axes, (column, row), width, color, clear)
             column += width
     targets, tasks = grid["targets"], grid["tasks"]
     axes.set_xlim(0, len(tasks))
@@ -80,9 +89,8 @@ def _draw_cells(axes: Axes, corner: tuple[int, int], width: int, color: str, set
     """Draw equal neighbouring cells of a row as one rectangle, which halves the time of drawing."""
     axes.add_patch(Rectangle(corner, width, 1, facecolor=color, edgecolor="none"))
     if not settled:
-        axes.add_patch(
-            Rectangle(corner, width, 1, fill=False, edgecolor="white", hatch=HATCH, lw=0)
-        )
+        line = GREY if color == "white" else "white"
+        axes.add_patch(Rectangle(corner, width, 1, fill=False, edgecolor=line, hatch=HATCH, lw=0))
 
 
 def _power(tasks: float) -> str:
@@ -113,7 +121,8 @@ def map_text(grid: Json | None) -> str:
         cells = ", ".join(f"{letter}{number}" for number, _ in enumerate(steps, 1))
         note = f", also stopped after {numbers} meta-steps ({cells})" if steps else ""
         lines.append(f"{letter} {name}{note}")
-    return "\n".join([*lines, "small letter: inconclusive; .: no method reaches it"])
+    end = "small letter: inconclusive; .: no method reaches it; ?: none does, inconclusive"
+    return "\n".join([*lines, end])
 
 
 def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
@@ -124,7 +133,7 @@ def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str
     for row in reversed(range(len(names))):
         after = stops[number][row] if stops else [None] * len(winner[row])
         cells = (
-            "." if name is None else (letters[name] if clear else letters[name].lower()) + stop
+            _cell(name, letters, clear) + stop
             for name, clear, stop in zip(
                 winner[row], settled[row], _stops(grid, winner[row], after), strict=True
             )
@@ -133,6 +142,12 @@ def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str
         lines.append(f"  {names[row].rjust(width)}  {line}".rstrip())
     heads = "".join(_power(tasks).ljust(5) for tasks in grid["tasks"])
     return [*lines, f"  {' ' * width}  {heads}".rstrip() + "  tasks"]
+
+
+def _cell(name: str | None, letters: dict[str, str], settled: bool) -> str:
+    if name is None:
+        return "." if settled else "?"
+    return letters[name] if settled else letters[name].lower()
 
 
 def _stops(grid: Json, names: Sequence[str | None], after: Sequence[int | None]) -> list[str]:

@@ -50,7 +50,7 @@ class Recommendation(NamedTuple):
     runner_up_total: float | None = None
     runner_up_step: int | None = None  # as `step`
     border: Border | None = None
-    settled: bool = False  # whether the data settle that it is the cheapest
+    settled: bool = False  # whether the data settle that it is the cheapest, or that none is
     step: int | None = None  # after which its meta-training stops; None: all of it
 
 
@@ -67,8 +67,9 @@ def recommend(
     cells: Array = decision.totals[:, 0, 0, 0]
     place = int(decision.winner[0, 0, 0])
     border = _border(groups, target, levels, question, candidates.members, place)
+    settled = bool(decision.settled[0, 0, 0]) and not candidates.unsettled
     if place < 0:
-        return nothing._replace(border=border)
+        return nothing._replace(border=border, settled=settled)
     order = [int(n) for n in np.argsort(cells, kind="stable") if np.isfinite(cells[n])]
     best = candidates.members[place]
     other = next((n for n in order if candidates.members[n].label != best.label), None)
@@ -79,7 +80,7 @@ def recommend(
         interval=total_interval(best, question.tasks, question.queries),
         share=float(decision.share[0, 0, 0]),
         solved=float(best.solved.mean()),
-        settled=bool(decision.settled[0, 0, 0]) and not candidates.unsettled,
+        settled=settled,
         runner_up=None if other is None else candidates.members[other].label,
         runner_up_total=None if other is None else float(cells[other]),
         runner_up_step=None if other is None else candidates.members[other].step,
