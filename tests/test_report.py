@@ -78,6 +78,7 @@ def test_a_demonstration_says_so_first(tmp_path: Path) -> None:
     text = check_page(write_report([tmp_path], tmp_path / "report.html", demonstration=True)).text
     body = text[text.index("This is a demonstration, not a benchmark") :]
     assert "How fast is a new task learned?" in body
+    assert "rankings do not carry over to longer schedules" in body and "do not rank" not in body
 
 
 def test_a_malicious_label_is_text(tmp_path: Path) -> None:

@@ -21,3 +21,17 @@ def test_sums_of_seconds_say_what_they_leave_out(words: str) -> None:
     assert words.count("include neither set-up nor compiling and first steps") == 3
     assert "Neither set-up nor compiling and first steps are in these columns" in words
     assert "Total cost is the up-front cost, without set-up, plus" in words
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "the higher up-front cost breaks even by point estimates; the table below counts",
+        "A task stops where its query labels, which no method has, say that it stays",
+        "FLOPs of products and convolutions without the overhead of a supernet",
+        "it is not known how many of its FLOPs belong to one architecture",
+        "a gradient of a batch and one of a single task count the same",
+    ],
+)
+def test_captions_say_what_their_numbers_are(words: str, note: str) -> None:
+    assert note in words
