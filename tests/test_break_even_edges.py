@@ -161,8 +161,9 @@ def test_the_level_of_a_pair_is_on_the_page(tmp_path: Path, seeds: int) -> None:
     assert all(row["verdict"] == "undecided" for row in found)
     assert "the level was chosen on these tasks" in rows["a", "b"]["why"]
     verdict = "not reached" if seeds == 3 else "undecided"  # the matrix is at the target
-    assert f'title="a against b: {verdict}, at 90 %">' in text
-    assert 'title="a against c: an estimate, not tested, at 90 %">' in text
+    basis = f"(seeds: {seeds} and {seeds}; {TASKS} tasks)"
+    assert f'title="a against b: {verdict}, at 90 % {basis}">' in text
+    assert f'title="a against c: an estimate, not tested, at 90 % {basis}">' in text
     table = text[text.index("Estimates at the highest level") :].split("</table>")[0]
     assert "estimate, level chosen on these tasks" in table and "<strong>" not in table
     words = check_page(page).text

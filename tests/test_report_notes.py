@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pages import check_page
 from run_folders import write_rows
@@ -35,3 +37,18 @@ def test_sums_of_seconds_say_what_they_leave_out(words: str) -> None:
 )
 def test_captions_say_what_their_numbers_are(words: str, note: str) -> None:
     assert note in words
+
+
+def test_pairs_say_which_seeds_and_tasks_they_are_over(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "reptile"], seeds=3)
+    write_rows(tmp_path, ["scratch"], episodes=40)
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["maml", "scratch"]]}')
+    out = write_report([tmp_path], tmp_path / "report.html")
+    text, words = out.read_text(), check_page(out).text
+    assert '(seeds 0, 1, 2; 600 tasks)"' in text and '(seed 0; 40 tasks)"' in text
+    assert "(seeds: 3 and 1; 40 tasks)" in text
+    assert "differences of pairs with other seeds or tasks do not add up" in words
+    assert "counts of different pairs do not add up" in words
+    assert "1 of these 2 pairs are contrasts, which alone were tested" in words
+    assert "2 have one common seed, so hold for these trained networks only" in words
+    assert "Pairs that differ in one part" not in words

@@ -11,6 +11,7 @@ from metalearn.report import numbers
 from metalearn.results.contrasts import SIGNIFICANT
 from metalearn.results.records import Group, Json
 
+MOST_SEEDS = 5  # listed on hover
 Reading = Literal["different", "not distinguished", "exploratory", "not tested", "too few seeds"]
 
 
@@ -47,9 +48,19 @@ def _difference(pair: Json, sign: int, up: bool) -> Entry:
     low, high = sorted(sign * end for end in ends)
     text = numbers.signed(sign * value, up)
     title = f"{a} − {b}: {text}, {numbers.signed(low, up)} to {numbers.signed(high, up)}"
+    title += f" ({describe_basis(pair)})"
     if not _is_significant(pair):
         return Entry(text, title, "open")
     return Entry(text, title, "better" if (sign * value > 0) == up else "worse")
+
+
+def describe_basis(pair: Json) -> str:
+    """Return the common seeds and tasks that a paired difference is over."""
+    seeds = pair.get("seeds") or []
+    listed = ", ".join(map(str, seeds)) if len(seeds) <= MOST_SEEDS else f"{len(seeds)} common ones"
+    parts = [f"seed{'s' * (len(seeds) != 1)} {listed}"] if seeds else []
+    parts += [f"{pair['tasks']:,} tasks"] if pair.get("tasks") else []
+    return "; ".join(parts) or numbers.NONE
 
 
 def reading(pair: Json) -> Reading:
@@ -82,9 +93,12 @@ def break_even_matrix(
     `rows` are at one level, in units of `metric`; the method with the higher up-front cost has the
     row. `shares` are those of `solved_shares`."""
     entries: dict[tuple[str, str], Entry] = {}
+    test_tasks = {group.label: group.test_tasks for group in groups}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:
-            entries[row["a"], row["b"]] = _break_even_entry(row, metric, shares or {})
+            tasks = min(test_tasks.get(row[side], 0) for side in ("a", "b"))
+            entry = _break_even_entry(row, metric, shares or {}, tasks)
+            entries[row["a"], row["b"]] = entry
     return _matrix(groups, entries)
 
 
@@ -118,7 +132,7 @@ def uncounted(row: Json, shares: Mapping[tuple[str, float | None], float]) -> st
 
 
 def _break_even_entry(
-    row: Json, metric: str, shares: Mapping[tuple[str, float | None], float]
+    row: Json, metric: str, shares: Mapping[tuple[str, float | None], float], tasks: int
 ) -> Entry:
     is_contrast, verdict, count = (
         row.get("contrast", True),
@@ -131,6 +145,8 @@ def _break_even_entry(
         title += f", at {numbers.level(row['level'], metric)}"
     if row["ci95"] is not None:
         title += f", 95 % interval {numbers.interval(row['ci95'])}"
+    if row.get("seeds"):
+        title += f" (seeds: {row['seeds'][0]} and {row['seeds'][1]}; {tasks:,} tasks)"
     if not is_contrast and (why := uncounted(row, shares)):
         return Entry(numbers.NONE, f"{title}; no count: {why}")
     if not is_contrast:

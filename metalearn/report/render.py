@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from metalearn.report import numbers
 from metalearn.report.figures.style import inline
-from metalearn.report.matrices import reading
+from metalearn.report.matrices import describe_basis, reading
 from metalearn.report.work import gradient_steps_before, work
 from metalearn.results.design.tuning import describe_trials, seed_of_tuning, tuned_fields
 from metalearn.results.records import Group, Json, Run
@@ -71,7 +71,12 @@ def environment() -> Environment:
     templates.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
     templates.filters |= {"breakable": _breakable}
     templates.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
-    templates.filters |= {"reading": reading, "few_solved": few_solved, "named": named}
+    templates.filters |= {
+        "reading": reading,
+        "basis": describe_basis,
+        "few_solved": few_solved,
+        "named": named,
+    }
     return templates
 
 
