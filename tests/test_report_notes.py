@@ -22,6 +22,7 @@ def test_sums_of_seconds_say_what_they_leave_out(words: str) -> None:
     """cost_block.up_front_cost leaves out both phases."""
     assert words.count("include neither set-up nor compiling and first steps") == 3
     assert "Neither set-up nor compiling and first steps are in these columns" in words
+    assert "of meta-training, without set-up, compiling and first steps; learning" in words
     assert "Total cost is the up-front cost, without set-up, plus" in words
 
 
