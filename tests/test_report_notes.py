@@ -34,6 +34,8 @@ def test_sums_of_seconds_say_what_they_leave_out(words: str) -> None:
         "FLOPs of products and convolutions without the overhead of a supernet",
         "it is not known how many of its FLOPs belong to one architecture",
         "a gradient of a batch and one of a single task count the same",
+        "IQM: mean of the middle half of all scores, of every task under every seed",
+        "thin lines: single seeds of methods with steps",
     ],
 )
 def test_captions_say_what_their_numbers_are(words: str, note: str) -> None:
@@ -53,3 +55,13 @@ def test_pairs_say_which_seeds_and_tasks_they_are_over(tmp_path: Path) -> None:
     assert "1 of these 2 pairs are contrasts, which alone were tested" in words
     assert "2 have one common seed, so hold for these trained networks only" in words
     assert "Pairs that differ in one part" not in words
+
+
+def test_rows_of_fewer_tasks_are_marked_in_every_table(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "proto_net"], seeds=3)
+    write_rows(tmp_path, ["scratch"], seeds=3, episodes=40)
+    text = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "Tested on fewer tasks than the others: scratch (first 40)." in text
+    heads = [part.split("<h2")[0] for part in text.split('<h2 id="q')]
+    marked = {part[0] for part in heads if "first 40 tasks</small>" in part}
+    assert {"1", "2", "3", "5"} <= marked

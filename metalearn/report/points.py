@@ -41,7 +41,7 @@ def curve_points(groups: Sequence[Group], results: Json) -> list[Points]:
             ("loss_converged", "Squared error, tasks that did not diverge", False, has_converged),
         ]
     tables = [
-        Points(f"{title}, ± 95 % over tasks", is_open, *_table(groups, curves, name, percent))
+        Points(title + _half(groups, name), is_open, *_table(groups, curves, name, percent))
         for name, title, percent, is_open in kinds
         if any(name in run.test for group in groups for run in group.runs)
     ]
@@ -49,6 +49,12 @@ def curve_points(groups: Sequence[Group], results: Json) -> list[Points]:
         title = "Tasks that diverged, %"
         tables.append(Points(title, False, *_table(groups, curves, "diverged", True)))
     return tables
+
+
+def _half(groups: Sequence[Group], name: str) -> str:
+    """Return what follows ± in a table of `name`; empty if no run has recorded it."""
+    is_known = any(run.test.get(f"{name}_ci95") for group in groups for run in group.runs)
+    return ", ± 95 % over tasks" if is_known else ""
 
 
 def _table(

@@ -66,7 +66,7 @@ def training_figure(data: FigureData) -> Figure | None:
 
     A method with a single validation, because it is not trained, has no panel."""
     groups = data[0]
-    panel_groups = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
+    panel_groups = [group for group in groups if has_training_curves(group)]
     if not panel_groups:
         return None
     columns = min(len(panel_groups), 2 if len(panel_groups) < 5 else 3)
@@ -87,6 +87,11 @@ def training_figure(data: FigureData) -> Figure | None:
     )
     figure.supylabel(label, size=FONT, color=INK)
     return figure
+
+
+def has_training_curves(group: Group) -> bool:
+    """Return whether a run of a method has at least two validations."""
+    return any(_validations(run) > 1 for run in group.runs)
 
 
 def _validations(run: Run) -> int:

@@ -32,6 +32,7 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
         "matrix_level": target.get("value") if level is None else level,
         "tested": {axis: _count_tests(counts_of_pairs, axis) for axis in AXES},
         "by_queries": by_queries,
+        "tasks_of": {group.label: group.test_tasks for group in rows.groups},
         "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
     }
 

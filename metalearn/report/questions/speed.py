@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metalearn.report.figures.curves import has_training_curves
 from metalearn.report.matrices import paired_matrix
 from metalearn.report.points import curve_points
 from metalearn.report.section import section
@@ -17,11 +18,10 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
     groups = rows.groups
     learns = [g.label for g in groups if g.first.traits.get("consumes", "nothing") != "nothing"]
     heads = [run.result["headline"] for run in rows.runs]
-    labels_with_validation = {run.label for run in rows.runs if run.valid("valid")}
     return {
         "differences": paired_matrix(groups, rows.results["paired"], rows.up),
         "curve_points": curve_points(groups, rows.results),
-        "several_seeds": any(len(group.runs) > 1 for group in groups),
+        "several_seeds": any(len(g.runs) > 1 and g.uses_steps for g in groups),
         "most_tasks": max(group.test_tasks for group in groups),
         "nll": any(line.get("nll") is not None for line in rows.lines.values()),
         "calibrated": any(
@@ -29,7 +29,5 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
         ),
         "published": any(head.get("published") is not None for head in heads),
         "learners": learns,
-        "without_validation": [
-            g.label for g in groups if g.first.label not in labels_with_validation
-        ],
+        "without_curves": [g.label for g in groups if not has_training_curves(g)],
     }
