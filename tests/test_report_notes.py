@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from pages import check_page
-from run_folders import write_rows
+from run_folders import searching, the_check, write_rows
 
 from metalearn.report.page import write_report
 
@@ -65,3 +68,36 @@ def test_rows_of_fewer_tasks_are_marked_in_every_table(tmp_path: Path) -> None:
     heads = [part.split("<h2")[0] for part in text.split('<h2 id="q')]
     marked = {part[0] for part in heads if "first 40 tasks</small>" in part}
     assert {"1", "2", "3", "5"} <= marked
+
+
+def _edit_config(root: Path, label: str, section: str, **fields: Any) -> None:
+    for file in root.glob(f"methods/{label}/*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        config[section] |= fields
+        file.write_text(yaml.safe_dump(config))
+
+
+def test_a_difference_from_training_tasks_needs_ten_tasks(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "reptile", "scratch"])
+    _edit_config(tmp_path, "maml", "run", validate={"episodes": 4})
+    _edit_config(tmp_path, "reptile", "run", validate={"episodes": 40})
+    why = the_check(tmp_path, "train-task against validation-task curves")["why"]
+    assert re.search(r"end: maml over 4 tasks, too few to show; reptile \+\d.*over 40 tasks$", why)
+
+
+def test_random_searches_alone_need_no_random_control(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"])
+    searching(tmp_path, "random", "random", seeds=1)
+    why = the_check(tmp_path, "random search beside every searcher")["why"]
+    assert why == "does not apply: every search is random (random)"
+
+
+def test_a_method_with_one_validation_is_named_below_the_curves(tmp_path: Path) -> None:
+    """It was trained, and has no panel; so has one that starts from another."""
+    write_rows(tmp_path, ["maml", "reptile", "linear_probe"])
+    file = tmp_path / "methods/reptile/seed-0/metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    _edit_config(tmp_path, "linear_probe", "method", start="reptile")
+    words = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "No such curves for reptile: fewer than two validations during training." in words
+    assert "Starts: from the network of reptile, with its cost: linear_probe." in words

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from metalearn.results.break_even.solved import starts_at_chance
-from metalearn.results.break_even.target import check_target
+from metalearn.results.break_even.target import check_target, validation_tasks
 from metalearn.results.cost_checks import Check, check, cost_checks, group_owners, join_owners
 from metalearn.results.design.tuning import has_tuned_range, tuned_fields
 from metalearn.results.records import Array, Group, Json, Run
 
 SEEDS, EPISODES = 3, 600
+GAP_TASKS = 10  # validation tasks below which no difference from training tasks is shown
 DIVERGED = 0.02  # fraction of the tasks above which a method's numbers are doubtful
 
 
@@ -233,15 +234,20 @@ def _check_both_curves(groups: Sequence[Group]) -> Check:
     """Check that a method which learns across tasks has scores on training and validation tasks."""
     name = "train-task against validation-task curves"
     missing: list[str] = []
-    gaps: list[str] = []
+    gaps: dict[str, list[str]] = {}
     for group in groups:
         points = gap(group)
         if points is not None:
             amount = f"{points * 100:+.1f} points" if group.higher_better else f"{points:+.3f}"
-            gaps.append(f"{group.label} {amount}")
+            count = validation_tasks(group)["tasks"]
+            is_known = count is None or count >= GAP_TASKS
+            tasks = "" if count is None else f" over {count} tasks"
+            text = f"{group.label} {amount}" if is_known else group.label
+            gaps.setdefault(tasks if is_known else f"{tasks}, too few to show", []).append(text)
         elif group.first.traits.get("consumes", "nothing") != "nothing":
             missing.append(group.label)
-    gap_text = f"training minus validation tasks at the end: {', '.join(gaps)}"
+    listed = "; ".join(f"{', '.join(texts)}{tasks}" for tasks, texts in gaps.items())
+    gap_text = f"training minus validation tasks at the end: {listed}"
     if missing:
         text = f"not recorded: {', '.join(missing)}"
         return Check(name, False, f"{text}; {gap_text}" if gaps else text)

@@ -213,6 +213,8 @@ def _check_random_control(groups: Sequence[Group]) -> Check:
     others = {label: run for label, run in rows.items() if not is_control(run)}
     if not rows:
         return Check(name, True, NO_SEARCH)
+    if not others:
+        return Check(name, True, f"does not apply: every search is random ({', '.join(rows)})")
     without = ", ".join(label for label, run in others.items() if _setting(run) not in controls)
     wrong = f"no random search with equal budget and search space: {without}" if without else ""
     return check(

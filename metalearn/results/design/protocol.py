@@ -17,6 +17,7 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
     rows."""
     topics = {
         "seeds": _describe_counts(groups, lambda group: len(group.runs), "seed"),
+        "starts": _by_value(groups, _describe_start),
         "test tasks": _describe_counts(groups, lambda group: group.test_tasks, "task"),
         "split": _by_value(groups, _describe_split),
         "validation tasks": _by_value(groups, _describe_validation),
@@ -78,6 +79,12 @@ def _learning_method(run: Run) -> Json:
     method = _section(run, "method")
     inside = method.get("contains")
     return inside if isinstance(inside, dict) else method
+
+
+def _describe_start(run: Run) -> str:
+    """Return the method whose trained network a run starts from; empty if there is none."""
+    start = _section(run, "method").get("start")
+    return f"from the network of {start}, with its cost" if start else ""
 
 
 def _describe_validation(run: Run) -> str:
