@@ -55,8 +55,8 @@ def test_pairs_say_which_seeds_and_tasks_they_are_over(tmp_path: Path) -> None:
     assert "(seeds: 3 and 1; 40 tasks)" in text
     assert "differences of pairs with other seeds or tasks do not add up" in words
     assert "counts of different pairs do not add up" in words
-    assert "1 of these 2 pairs are contrasts, which alone were tested" in words
-    assert "2 have one common seed, so hold for these trained networks only" in words
+    assert "which alone were tested (question 1): 1 of these 2 pairs." in words
+    assert "With one common seed, so for these trained networks only: 2." in words
     assert "Pairs that differ in one part" not in words
 
 
