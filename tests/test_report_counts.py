@@ -47,7 +47,7 @@ def test_an_estimate_is_a_count_only_if_both_differences_are_known(
     row |= {"verdict": "undecided", "tasks": 70, "ci95": [40.0, 110.0], **changes}
     shares = solved_shares(solved())
     assert uncounted(row, shares) == why
-    labels: Any = [SimpleNamespace(label=name) for name, _ in SHARES]
+    labels: Any = [SimpleNamespace(label=name, test_tasks=200) for name, _ in SHARES]
     matrix = break_even_matrix(labels, [row], "flops", "accuracy", shares)
     (cell,) = (one for line in matrix.cells for one in line if one.title)
     assert cell.text == ("–" if why or row["tasks"] is None else str(row["tasks"]))
