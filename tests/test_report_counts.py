@@ -74,6 +74,20 @@ def test_a_headline_step_at_the_end_of_the_curve_is_on_an_edge(tmp_path: Path) -
     assert found.why.endswith("better: headline step 20, the last of the curve: maml")
 
 
+def test_a_tuned_value_on_an_edge_is_named_once_for_its_seeds(tmp_path: Path) -> None:
+    def edge(result: dict[str, Any]) -> None:
+        result["tuned"] = {"inner_lr": 0.99, "headline_step": 10, "on_edge": ["inner_lr"]}
+
+    made(tmp_path, "scratch", seed=0)
+    for seed in (1, 2):
+        groups = made(tmp_path, "scratch", edge, seed)
+    assert "better: scratch seeds 1, 2 inner_lr 0.99" in _check_edges(groups).why
+    for seed in (0, 1):
+        groups = made(tmp_path / "all", "scratch", edge, seed)
+    found = _check_edges(groups).why
+    assert "better: scratch inner_lr 0.99" in found and found.count("inner_lr") == 1
+
+
 def test_a_cost_of_a_solved_task_needs_ten() -> None:
     group: Any = SimpleNamespace(test_tasks=250, runs=[1])
     assert few_solved({"share": 0.004}, group) == "1 solved"

@@ -190,11 +190,7 @@ def _check_edges(groups: Sequence[Group]) -> Check:
     name = "tuned values inside their range"
     tuned_runs = [run for group in groups for run in group.runs if tuned_fields(run)]
     ranged_runs = [run for run in tuned_runs if has_tuned_range(run)]
-    edges = [
-        _describe_edge(run, key)
-        for run in tuned_runs
-        for key in run.result["tuned"].get("on_edge") or []
-    ]
+    edges = [text for group in groups for text in _describe_edges(group)]
     last = group_owners(
         (f"headline step {run.headline_step}, the last of the curve", group.label)
         for group in groups
@@ -220,10 +216,21 @@ def _ends_at_last_step(run: Run) -> bool:
     return takes_steps and chosen is not None and int(chosen) == run.steps[-1]
 
 
-def _describe_edge(run: Run, key: str) -> str:
-    span = (run.method_config.get("tune") or {}).get(key)
-    limits = f" of {span.get('min')} to {span.get('max')}" if isinstance(span, dict) else ""
-    return f"{run.name} {key} {_format_value(run.result['tuned'].get(key))}{limits}"
+def _describe_edges(group: Group) -> list[str]:
+    """Return the tuned values of a method at the end of their range, each once for its seeds."""
+    seeds: dict[str, list[int]] = {}
+    for run in group.runs:
+        tuned = run.result.get("tuned") or {}
+        for key in tuned.get("on_edge") or []:
+            span = (run.method_config.get("tune") or {}).get(key)
+            limits = f" of {span.get('min')} to {span.get('max')}" if isinstance(span, dict) else ""
+            seeds.setdefault(f"{key} {_format_value(tuned.get(key))}{limits}", []).append(run.seed)
+    return [
+        f"{group.label} {text}"
+        if len(owners) == len(group.runs)
+        else f"{group.label} seed{'s' * (len(owners) > 1)} {', '.join(map(str, owners))} {text}"
+        for text, owners in seeds.items()
+    ]
 
 
 def _format_value(value: Any) -> str:
