@@ -38,6 +38,22 @@ def test_the_front_is_decided_by_enough_seeds(tmp_path: Path, seeds: int, place:
     assert {row["front"]["flops"] for row in collect(tmp_path)["total_cost"]} == {place}
 
 
+def test_the_cost_of_tuning_alone_takes_no_method_off_the_front(tmp_path: Path) -> None:
+    """scratch is worse than proto_net, and dearer by its tuning alone."""
+
+    def costly_tuning(result: dict[str, Any]) -> None:
+        if result["label"] == "scratch":
+            result["cost"]["tune"]["flops"] = 1e15
+
+    write_rows(tmp_path / "a", ["proto_net", "scratch"], seeds=3)
+    write_rows(tmp_path / "b", ["proto_net", "scratch"], seeds=3, change=costly_tuning)
+    places = [
+        {row["label"]: row["front"]["flops"] for row in collect(tmp_path / name)["total_cost"]}
+        for name in "ab"
+    ]
+    assert places[0]["scratch"] == "on" and places[1]["scratch"] == "open"
+
+
 def test_only_a_tested_difference_takes_a_method_off_the_front(tmp_path: Path) -> None:
     """proto_net costs less than maml and is better, by an interval that no test corrected."""
     write_rows(tmp_path, ["proto_net", "maml", "scratch"], seeds=3)

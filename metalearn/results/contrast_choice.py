@@ -94,7 +94,7 @@ def _describe_first(first: Json, recorded: bool) -> str:
     by_default = first.get("contrasts") is None
     origin = "They follow from the families of the methods. " if by_default else ""
     if finished == 0:
-        return f"{origin}They were chosen before any row had finished."
+        return f"{origin}They were recorded before any row of this folder had finished."
     if finished is not None:
         when = f"They were first recorded when {_rows(finished)} had finished"
         return f"{origin}{when}: all are exploratory."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -93,12 +93,12 @@ def query_count(run: Run) -> int | None:
     return int(run.task.get("ways") or 1) * int(run.task.get("queries") or 0) or None
 
 
-def total(group: Group, axis: Axis, tasks: int) -> float | None:
+def total(group: Group, axis: Axis, tasks: int, *, tuning: bool = True) -> float | None:
     """Return the cost up front and of a number of new tasks, to the headline step, mean over
     seeds."""
     totals = []
     for run in group.runs:
-        before, each = up_front_cost(run, axis), learning_cost(run, axis)
+        before, each = up_front_cost(run, axis, tuning=tuning), learning_cost(run, axis)
         if before is None or each is None:
             return None
         totals.append(before + tasks * float(each[run.headline_point]))
@@ -110,11 +110,13 @@ def on_front(groups: Sequence[Group], axis: Axis, tasks: int) -> list[bool]:
     return pareto.front(costs, [group.value() for group in groups], higher=groups[0].higher_better)
 
 
-def total_interval(group: Group, axis: Axis, tasks: int) -> pareto.Ends | None:
+def total_interval(
+    group: Group, axis: Axis, tasks: int, *, tuning: bool = True
+) -> pareto.Ends | None:
     """Return the 95 % t interval of `total` over seeds; for one seed, its own total twice.
 
     That of seconds includes the variance of timing."""
-    each = [total(Group(group.label, [run]), axis, tasks) for run in group.runs]
+    each = [total(Group(group.label, [run]), axis, tasks, tuning=tuning) for run in group.runs]
     totals = [value for value in each if value is not None]
     if len(totals) < len(each):
         return None
@@ -140,10 +142,14 @@ def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) 
     """Return the `total_cost` rows of comparison.json: up-front cost and that of `tasks` new tasks.
 
     `on_front`: no other label is both at most as expensive and at least as good, by the means.
-    `front`: the same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each
-    cost."""
+    `front`: the same decided by 95 % intervals of costs and of `paired` differences, with and
+    without the cost of tuning; `ci95` of each cost."""
     fronts = {axis: on_front(groups, axis, tasks) for axis in AXES}
     ends = {axis: [total_interval(group, axis, tasks) for group in groups] for axis in AXES}
+    untuned = {
+        axis: [total_interval(group, axis, tasks, tuning=False) for group in groups]
+        for axis in AXES
+    }
     decisive = {axis: _decisive_labels(groups, axis) for axis in AXES}
     return [
         {
@@ -153,11 +159,21 @@ def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) 
             "ci95": {axis: _list(ends[axis][place]) for axis in AXES},
             "on_front": {axis: fronts[axis][place] for axis in AXES},
             "front": {
-                axis: _front(groups, place, ends[axis], pairs, decisive[axis]) for axis in AXES
+                axis: _agreed(
+                    _front(groups, place, costs, pairs, decisive[axis])
+                    for costs in (ends[axis], untuned[axis])
+                )
+                for axis in AXES
             },
         }
         for place, group in enumerate(groups)
     ]
+
+
+def _agreed(places: Iterable[pareto.Place | None]) -> pareto.Place | None:
+    """Return the place if it is the same with and without tuning, as numbers of trials differ."""
+    first, *others = places
+    return first if all(other == first for other in others) else "open"
 
 
 def _list(ends: pareto.Ends | None) -> list[float] | None:
