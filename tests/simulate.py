@@ -24,7 +24,9 @@ from simulated import (
 )
 from test_simulations import NEVER, PAYS
 
-HEAD = """# Simulations of intervals, tests and verdicts
+from metalearn.results.comparison import RULES
+
+HEAD = f"""# Simulations of intervals, tests and verdicts
 
 `make simulate` writes this page; fast versions are in `tests/test_simulations.py`. The data are
 synthetic, with a known answer: 200 tasks, whose standard deviation (SD) is 5 points of accuracy
@@ -34,7 +36,8 @@ on Omniglot). "Before" is the percentile bootstrap over seeds and tasks that was
 to a twentieth.
 
 The rules are in `random_effects.py`, `breakeven.py`, `statistics/fieller.py` and
-`statistics/holm.py` of `metalearn/evaluate/`.
+`statistics/holm.py` of `metalearn/evaluate/`; all sections are by version {RULES} of the rules
+(`rules` of comparison.json).
 """
 
 
