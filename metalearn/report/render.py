@@ -14,6 +14,7 @@ from metalearn.report import numbers
 from metalearn.report.figures.style import inline
 from metalearn.report.matrices import describe_basis, reading
 from metalearn.report.work import gradient_steps_before, work
+from metalearn.results.cost_checks import applies
 from metalearn.results.design.tuning import describe_trials, seed_of_tuning, tuned_fields
 from metalearn.results.records import Group, Json, Run
 from metalearn.results.searches import candidate_count, has_search, searcher
@@ -70,6 +71,7 @@ def environment() -> Environment:
     }
     templates.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
     templates.filters |= {"breakable": _breakable}
+    templates.tests["applicable"] = applies
     templates.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
     templates.filters |= {
         "reading": reading,

@@ -10,7 +10,7 @@ from metalearn.evaluate.cost_block import waiting_share
 from metalearn.results import costs
 from metalearn.results.design import timing
 from metalearn.results.design.tuning import describe_trials, stage_trials, trial_flops
-from metalearn.results.records import Group, Run, mean
+from metalearn.results.records import Group, Json, Run, mean
 from metalearn.results.searches import (
     candidate_count,
     has_search,
@@ -37,6 +37,11 @@ class Check(NamedTuple):
     name: str
     passed: bool
     why: str
+
+
+def applies(one: Json) -> bool:
+    """Return whether a check of comparison.json found what it is about."""
+    return not (one["passed"] and one["why"].startswith("does not apply"))
 
 
 def check(name: str, wrong: str, fine: str) -> Check:
