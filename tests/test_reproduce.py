@@ -156,3 +156,43 @@ def test_a_number_without_one_of_its_seeds_is_not_run(
     (row,) = json.loads((tmp_path / "all" / "reproduced.json").read_text())["rows"]
     assert row["verdict"] == "not run" and "seed 1, 2" in row["why"]
     assert not (tmp_path / "all" / "results").exists()
+
+
+def test_an_experiment_that_tests_the_training_of_another_comes_after_it(
+    metalearn: Commands,
+) -> None:
+    published = {"value": 2.0, "source": "A paper"}
+    trained = sinusoid(experiment="trained", published=published, run={"meta_steps": 3})
+    tested = sinusoid(experiment="tested", published={"value": 1.0}, run={"meta_steps": 0})
+    tested["method"] = {**tested["method"], "start": "trained"}
+    tested["evaluate"] = {**tested.get("evaluate", {}), "task": {"shots": 3}}
+    for data in (trained, tested):
+        write(metalearn.folder, data["experiment"], data)
+    done = metalearn("reproduce", "tested.yaml", "trained.yaml", "--out", "both")
+    assert done.code == 0, done.err
+    rows = json.loads((metalearn.folder / "both" / "reproduced.json").read_text())["rows"]
+    assert [row["experiment"] for row in rows] == ["trained", "tested"]
+    costs = [
+        json.loads((metalearn.folder / f"both/{name}/result.json").read_text())["cost"]
+        for name in ("trained", "tested")
+    ]
+    assert costs[1]["meta_train"]["flops"] == costs[0]["meta_train"]["flops"] > 0
+    again = metalearn("evaluate", "both/trained", "evaluate.task.shots=3", "--out", "again")
+    assert again.code == 0, again.err
+    found = json.loads((metalearn.folder / "again" / "1.json").read_text())
+    assert found["headline"]["value"] == pytest.approx(rows[1]["value"])
+
+
+def test_experiments_that_start_from_each_other_are_refused(metalearn: Commands) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        data = sinusoid(experiment=name, published={"value": 2.0}, run={"meta_steps": 0})
+        data["method"] = {**data["method"], "start": other}
+        write(metalearn.folder, name, data)
+    refused(metalearn("reproduce", "one.yaml", "two.yaml", "--out", "none"), "no finished run for")
+
+
+def test_a_start_that_was_not_named_is_reproduced_first() -> None:
+    names = ["proto_net_omniglot_20w1s", "reptile_omniglot_5w5s", "reptile_omniglot_5w1s"]
+    plans = reproduce_module.with_starts(published_plans(names))
+    assert [plan.name for plan in plans] == ["proto_net_omniglot_5w1s", names[0], *names[:0:-1]]
+    assert len(reproduce_module.with_starts(published_plans([]))) == len(published_plans([]))

@@ -31,7 +31,7 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
     written after each, and so is `results/`, with one file per number in the format of
     experiments/results/. Without `names`, experiments without data are skipped, and the record says
     why."""
-    plans = published_plans(names)
+    plans = with_starts(published_plans(names))
     if not names:
         log.info(f"with published results: {', '.join(plan.name for plan in plans)}")
     absent = {} if names else {plan.name: why for plan in plans if (why := _absent_data(plan))}
@@ -46,6 +46,8 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
             ]
             continue
         try:
+            if plan.experiments[0].start in diverged_names:
+                raise Diverged(f"its start, {plan.experiments[0].start}, diverged")
             _run(plan, out / plan.name)
         except Diverged as error:
             log.error(f"{plan.name}: {error}")
@@ -93,6 +95,24 @@ def _load_named(names: Sequence[str]) -> list[Plan]:
     if problems:
         raise ConfigError(*problems)
     return plans
+
+
+def with_starts(plans: Sequence[Plan]) -> list[Plan]:
+    """Return the plans, each after the one whose training it tests (`method.start`).
+
+    A start that is an experiment of this project or one of `plans` is added if it is missing."""
+    by_name, files = {plan.name: plan for plan in plans}, shipped.files()
+    ordered = dict[str, Plan]()
+
+    def add(plan: Plan, later: tuple[str, ...]) -> None:
+        start = None if plan.comparison else plan.experiments[0].start
+        if start in (by_name.keys() | files.keys()) - {*ordered, *later}:
+            add(by_name[start] if start in by_name else load(start), (*later, plan.name))
+        ordered.setdefault(plan.name, plan)
+
+    for plan in plans:
+        add(plan, ())
+    return list(ordered.values())
 
 
 def _with_published(plan: Plan) -> list[Experiment]:

@@ -99,7 +99,8 @@ def _not_run(one: Experiment) -> list[list[str]]:
     batch = (
         f"{one.run.examples_per_step} examples" if pretrains else f"{one.run.tasks_per_step} tasks"
     )
-    training = f"{one.run.meta_steps:,} steps of {batch}"
+    trained = f"{one.run.meta_steps:,} steps of {batch}"
+    training = f"that of {one.start}" if one.start and not one.run.meta_steps else trained
     why = "data not available" if hasattr(one.task, "origin") else "training time"
     return [
         [

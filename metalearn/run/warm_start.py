@@ -26,9 +26,10 @@ from metalearn.types import MetaState
 def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
     """Return the folders in which the run that `method.start` names is searched for.
 
-    The run in the same comparison comes first."""
+    The run in the same comparison or folder comes first."""
     return [
         folder.parent.parent / start / f"seed-{seed}",
+        folder.parent / start,
         Path(start),
         Path(start) / f"seed-{seed}",
         Path("runs") / start,
@@ -39,13 +40,15 @@ def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
 def find_start_run(start: str, folder: Path, seed: int) -> Path:
     """Return the finished run that `method.start` names.
 
-    It is a run directory, a label of the same comparison, or an experiment."""
+    It is a run directory, a label of the same comparison, or an experiment, trained beside this
+    run or in runs/."""
     for candidate in start_candidates(start, folder, seed):
         if (candidate / "result.json").is_file():
             return candidate
     text = (
         f"no finished run for {start!r}: use a run directory, the label of another "
-        f"method of this comparison, or an experiment that was trained to runs/{start}"
+        f"method of this comparison, or an experiment that was trained to runs/{start} or "
+        f"{folder.parent / start}"
     )
     raise ConfigError(("method.start", text))
 
