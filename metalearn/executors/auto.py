@@ -30,9 +30,9 @@ from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
 
 SHORT = 100  # steps below which a run is over before a trial could pay
-INSURANCE = 0.03  # share of a run that a compilation without an expected saving may take
+COMPILE_SHARE = 0.03  # share of a run that a compilation without an expected saving may take
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
-BROKEN = 2.0  # times the promised seconds of a step from which on the choice is made again
+SLOWER = 2.0  # times the measured trial seconds of a step from which on the choice is repeated
 SIZES = (16, CHUNK)  # tasks in a chunk that are tried between all of them and one
 
 
@@ -145,7 +145,7 @@ def choose_again(
     step_seconds: float,
     chunk: int | None = None,
 ) -> ExecutorTrials | None:
-    """A new choice for the rest of a run whose steps take twice what was promised; None to go on.
+    """Return a new choice if steps take twice as long as in the trial; None to go on.
 
     The loop may call it just after it has saved a checkpoint. `work` holds the saved state and the
     number of steps that are left; `trials` is what `choose`, or this function, returned; `running`
@@ -154,14 +154,14 @@ def choose_again(
     config.yaml and go on with `new.train_steps[new.choice]`; if not, `trials` now promises what was
     measured.
     """
-    promised = trials.all().get(trials.choice)
-    if promised is None or step_seconds < BROKEN * promised.step or work.steps < SHORT:
+    in_trial = trials.all().get(trials.choice)
+    if in_trial is None or step_seconds < SLOWER * in_trial.step or work.steps < SHORT:
         return None
     new_trials = choose(work, {}, chunk, {trials.choice: running})
     if new_trials.choice == trials.choice:
-        trials.timings[trials.choice] = promised._replace(step=step_seconds)
+        trials.timings[trials.choice] = in_trial._replace(step=step_seconds)
         return None
-    times = step_seconds / promised.step
+    times = step_seconds / in_trial.step
     new_trials.why = (
         f"{trials.choice} took {times:.1f} times as long as predicted; {new_trials.why}"
     )
@@ -230,7 +230,7 @@ def _worth_compiling(work: Work, choice: ExecutorChoice, trials: ExecutorTrials)
     """Whether compiling is expected to pay, or costs too little beside the run to be missed."""
     eager, best = trials.eager_step(), trials.all()[trials.best(work.steps)].step
     cost, gain = _compile_prior(work, choice, eager)
-    return work.steps * (best - eager / gain) > cost or cost < INSURANCE * work.steps * best
+    return work.steps * (best - eager / gain) > cost or cost < COMPILE_SHARE * work.steps * best
 
 
 def _compile_prior(work: Work, choice: ExecutorChoice, step: float) -> tuple[float, float]:

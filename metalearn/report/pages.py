@@ -1,4 +1,4 @@
-"""One page about directories, whatever they hold."""
+"""One page about run, comparison or sweep directories."""
 
 from __future__ import annotations
 

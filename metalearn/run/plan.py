@@ -263,7 +263,7 @@ def build_execution(job: Job, plan: ExecutionPlan) -> Execution:
 
 
 def replan_if_slow(job: Job, execution: Execution, state: MetaState) -> tuple[Job, Execution]:
-    """Job and execution, under another executor if steps take twice what `auto` promised.
+    """Job and execution, under another executor if steps take twice as long as in `auto`'s trial.
 
     For a state that was just saved."""
     seconds, plan = execution.times.since_last_call(), execution.plan
