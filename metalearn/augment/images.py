@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from metalearn.rng import fold_in, integers, uniform
 
-Change = Literal["crop", "flip", "colour"]
+Change = Literal["crop", "flip", "colour", "affine"]
 # Numbers, made at import: a step that hashes a name cannot be compiled.
-CROP, FLIP, COLOUR = (int(fold_in(0, name)) for name in ("crop", "flip", "colour"))
+CROP, FLIP, COLOUR, AFFINE = (
+    int(fold_in(0, name)) for name in ("crop", "flip", "colour", "affine")
+)
 JITTER = 0.4  # half width of the factors of brightness, contrast and saturation
+# Half widths of angle (radians), shear, height, width, and shifts as shares of half the side.
+_AFFINE = (math.radians(10), 0.3, 0.2, 0.2, 4 / 28, 4 / 28)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601: luma of red, green and blue
 
 
@@ -23,15 +29,35 @@ def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
     crop: shift by up to H // 8 pixels (at most 8) each way, zeros come in; flip: mirror left and
     right, or not; colour: factors of brightness, contrast and saturation uniform within 1 +- 0.4
     (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too), within 0..1, or the
-    range of the image where it is wider: images of 0..255 and standardised ones stay what they are.
+    range of the image where it is wider: images of 0..255 and standardised ones stay what they are;
+    affine: rotate by up to 10 degrees, shear by up to 0.3, scale height and width by 0.8 to 1.2,
+    shift by up to 2/28 of the side, uniformly and independently, zeros come in (the ranges of Koch
+    et al. 2015, "Siamese neural networks for one-shot image recognition", who make each of them
+    with probability 0.5).
     """
     original = x
+    if "affine" in changes:
+        x = _affine(x, fold_in(keys, AFFINE))
     if "crop" in changes:
         x = _crop(x, fold_in(keys, CROP))
     if "flip" in changes:
         mirrored = integers(fold_in(keys, FLIP), (1, 1, 1), 2) == 1
         x = torch.where(mirrored, x.flip(-1), x)
     return _colour(x, fold_in(keys, COLOUR), original) if "colour" in changes else x
+
+
+def _affine(x: Tensor, keys: Tensor) -> Tensor:
+    """Sample each image where a random affine map of its own sends the pixels, bilinearly."""
+    draws = uniform(keys, (len(_AFFINE),), -1.0, 1.0, dtype=x.dtype)  # [B, 6]
+    half_widths = torch.tensor(_AFFINE, dtype=x.dtype, device=x.device)
+    angle, shear, height, width, down, right = (draws * half_widths).unbind(-1)
+    cos, sin = angle.cos(), angle.sin()
+    rows = (
+        torch.stack([cos / (1 + width), (shear * cos - sin) / (1 + width), right], -1),
+        torch.stack([sin / (1 + height), (shear * sin + cos) / (1 + height), down], -1),
+    )
+    grid = affine_grid(torch.stack(rows, -2), list(x.shape), align_corners=False)
+    return grid_sample(x, grid, align_corners=False)
 
 
 def _crop(x: Tensor, keys: Tensor) -> Tensor:

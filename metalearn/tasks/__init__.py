@@ -2,6 +2,7 @@
 
 from metalearn.component import TaskComponent
 from metalearn.tasks import glyphs, omniglot, store
+from metalearn.tasks.alphabets import OmniglotAlphabets
 from metalearn.tasks.arrays import Arrays
 from metalearn.tasks.digits import Digits
 from metalearn.tasks.given import Given
@@ -32,6 +33,7 @@ TASKS: dict[str, type[TaskComponent]] = {
     "sinusoid": Sinusoid,
     "glyphs": Glyphs,
     "omniglot": Omniglot,
+    "omniglot_alphabets": OmniglotAlphabets,
     "image_folder": ImageFolder,
     "digits": Digits,
     "quadratics": Quadratics,
@@ -65,7 +67,7 @@ DATA_SETS: dict[str, store.DataSet] = {
     "spectra": spectra.FILE.data_set("reflectance curves of 4,161 soils"),
 }
 # Sources whose images are those of a data set of another name.
-DATA_SET_OF = {"cifar_fs": "cifar100", "fc100": "cifar100"}
+DATA_SET_OF = {"omniglot_alphabets": "omniglot", "cifar_fs": "cifar100", "fc100": "cifar100"}
 
 __all__ = [
     "CIFARFS",
@@ -86,6 +88,7 @@ __all__ = [
     "MiniImageNet",
     "Mixture",
     "Omniglot",
+    "OmniglotAlphabets",
     "Quadratics",
     "RealTables",
     "Sinusoid",

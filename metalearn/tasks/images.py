@@ -67,7 +67,7 @@ class ImageTask(SplitTask):
     shots: int = option(1, "K, support images per class.", ge=1)
     queries: int = option(15, "Q, query images per class; may be 0.", ge=0)
     augment: tuple[Change, ...] = option(
-        (), "Random augmentations of training images: crop, flip, colour.", later=True
+        (), "Random augmentations of training images: crop, flip, colour, affine.", later=True
     )
 
     @property

@@ -1,0 +1,153 @@
+"""Omniglot tasks inside one alphabet, and the published runs of Lake et al. 2015."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metalearn.augment import augment
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.tasks import OmniglotAlphabets, omniglot, store
+from metalearn.types import Batch
+
+KEY = fold_in(0, "alphabets")
+SIZES = [14, 20, 26, 30, 22, 25, 21, 28, 24, 23] * 3  # of 30 background alphabets
+# Sums over the 400 support and the 400 query images of the publisher's archive of the runs, matched
+# with the 105x105 drawings pixel by pixel, in the prepared file.
+INK = [26049.7137, 26947.5451]
+EVALUATION = 47  # characters of each evaluation alphabet
+
+
+@pytest.fixture
+def synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A prepared file whose pixels tell alphabet, character and drawer.
+
+    It has other numbers of characters, which this source does not need to be those of Omniglot."""
+    runs = [
+        *("Atlantean", "Ge_ez", "Glagolitic", "Gurmukhi", "Kannada", "Malayalam", "Manipuri"),
+        *("Old_Church_Slavonic_(Cyrillic)", "Tengwar", "Tibetan"),
+    ]
+    names = [f"background {number}" for number in range(30)] + runs
+    sizes = SIZES + [EVALUATION] * len(runs)
+    alphabet = np.repeat(np.arange(len(names)), sizes)
+    character = np.concatenate([np.arange(1, size + 1) for size in sizes])
+    pool = np.zeros((len(alphabet), 20, 28, 28), dtype=np.uint8)
+    pool[..., 9, 9] = alphabet[:, None]
+    pool[..., 9, 10] = character[:, None]
+    pool[..., 9, 11] = np.arange(1, 21)
+    arrays = {"images": pool, "alphabets": np.array(names), "alphabet_index": alphabet}
+    arrays |= {"character": character, "is_evaluation": alphabet >= 30}
+    arrays |= {"vinyals_split": np.zeros(len(alphabet), dtype=np.int8)}
+    monkeypatch.setattr(omniglot, "CLASSES", len(alphabet))
+    store.write_npz(tmp_path / omniglot.FILE, arrays)
+    monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
+    return tmp_path
+
+
+def facts(batch: Batch) -> torch.Tensor:
+    """(alphabet, character, drawer) of every image: [T, B, 3]."""
+    return (batch.x[:, :, 0, 9, 9:12] * 255).round().to(torch.int64)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_task_has_one_alphabet_and_each_shot_one_drawer(synthetic: Path, split: str) -> None:
+    source = OmniglotAlphabets(ways=20, shots=2, queries=3).build(split)
+    episode = source.sample(KEY, 40)
+    support, query = facts(episode.support), facts(episode.query)
+    assert (torch.cat([support, query], 1)[..., 0] == support[:, :1, 0]).all()
+    drawers = [(part[..., 2].unique().tolist()) for part in (support[0], query[0])]
+    assert [len(each) for each in drawers] == [2, 3] and not set(drawers[0]) & set(drawers[1])
+    for part, batch, each in ((support, episode.support, 2), (query, episode.query, 3)):
+        for task in range(40):
+            seen = {}
+            for label in range(20):
+                rows = part[task][batch.y[task] == label]
+                assert len(rows) == each == len(rows[:, 2].unique())
+                seen[label] = rows[:, 1].unique().item()
+            assert len(set(seen.values())) == 20
+            assert torch.equal(
+                part[task][batch.y[task] == 0][:, 1], rows.new_full((each,), seen[0])
+            )
+    again = source.sample(KEY, 4, start=30)
+    assert torch.equal(again.query.x, episode.query.x[30:34])
+
+
+def test_splits_share_no_alphabet_and_small_ones_are_left_out(synthetic: Path) -> None:
+    alphabets = {}
+    for split in ("train", "valid", "test"):
+        episode = OmniglotAlphabets().build(split).sample(KEY, 400)
+        alphabets[split] = set(facts(episode.support)[:, 0, 0].tolist())
+    assert len(alphabets["train"]) == 22 and len(alphabets["valid"]) == 5  # 3 have 14 characters
+    assert not alphabets["train"] & alphabets["valid"] and alphabets["test"] == set(range(30, 40))
+    joined = OmniglotAlphabets(train_on_valid=True).build("train").sample(KEY, 400)
+    drawn = set(facts(joined.support)[:, 0, 0].tolist())
+    assert drawn == alphabets["train"] | alphabets["valid"]
+    assert 0 in facts(OmniglotAlphabets(ways=14).build().sample(KEY, 400).support)[:, 0, 0]
+
+
+def test_turned_alphabets_are_others_in_training_alone(synthetic: Path) -> None:
+    turned = OmniglotAlphabets(rotations="classes_train")
+    plain = OmniglotAlphabets()
+    sizes = [[task.build(split).spec.num_classes for task in (turned, plain)] for split in
+             ("train", "valid", "test")]  # fmt: skip
+    assert sizes[0][0] == 4 * sizes[0][1] and sizes[1][0] == sizes[1][1]
+    assert sizes[2][0] == sizes[2][1] == 10 * EVALUATION
+    ids = turned.build().sample(KEY, 200).info["class_ids"]
+    blocks = ids // sizes[0][1]
+    assert (blocks == blocks[:, :1]).all() and blocks.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_the_published_runs_are_tested_each_once(synthetic: Path) -> None:
+    task = OmniglotAlphabets(test_on="runs")
+    episode = task.build("test").sample(KEY, 20)
+    support, query = facts(episode.support), facts(episode.query)
+    assert support[:, 0, 0].tolist() == [30 + number // 2 for number in range(20)]
+    assert support[0, :, 2].unique().tolist() == [5] and query[0, :, 2].unique().tolist() == [8]
+    assert support[19, :, 2].unique().tolist() == [8] and query[19, :, 2].unique().tolist() == [5]
+    first = [1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 14, 16, 19, 20, 21, 22, 23, 24, 25, 26]
+    assert sorted(support[0, :, 1].tolist()) == sorted(query[1, :, 1].tolist()) == first
+    other = task.build("test").sample(fold_in(1), 20)
+    assert not torch.equal(other.support.y, episode.support.y)  # labels are random
+    assert torch.equal(facts(other.support)[:, 0, 0], support[:, 0, 0])
+
+
+def test_errors_of_the_runs_teach(synthetic: Path) -> None:
+    with pytest.raises(ConfigError, match="at most 20") as error:
+        OmniglotAlphabets(test_on="runs").build("test").sample(KEY, 1, start=20)
+    assert error.value.problems[0][0] == "evaluate.episodes"
+    with pytest.raises(ConfigError) as error:
+        OmniglotAlphabets(test_on="runs", ways=5, queries=2).build("test")
+    assert [place for place, _ in error.value.problems] == ["ways", "queries"]
+    OmniglotAlphabets(test_on="runs", ways=5, queries=2).build("train")
+    with pytest.raises(ConfigError) as error:
+        OmniglotAlphabets(ways=31, shots=10, queries=11).build()
+    assert [place for place, _ in error.value.problems] == ["ways", "shots"]
+
+
+def test_the_real_runs_have_the_published_images(data_root: Path) -> None:
+    source = OmniglotAlphabets(test_on="runs").build("test")
+    episode = source.sample(KEY, 20)
+    ink = [float(part.x.sum()) for part in (episode.support, episode.query)]
+    assert ink == pytest.approx(INK, rel=1e-4)
+
+
+def test_affine_maps_move_ink_and_keep_the_middle() -> None:
+    """A dot in the middle stays; each image has its own map; an odd one out is as in a batch."""
+    x = torch.zeros(64, 1, 29, 29, dtype=torch.float64)
+    x[:, :, 13:16, 13:16] = 1
+    keys = fold_in(fold_in(0, "keys"), torch.arange(64))
+    moved = augment(x, keys, ["affine"])
+    assert (moved[:, 0, 9:20, 9:20].sum((-1, -2)) > 0.99 * moved.sum((-1, -2, -3))).all()
+    area = moved.sum((-1, -2, -3)) / 9
+    assert 0.8**2 * 0.9 < area.min() < 0.9 and 1.1 < area.max() < 1.2**2 * 1.1
+    assert len({tuple(image.flatten().tolist()) for image in moved}) == 64
+    torch.testing.assert_close(augment(x[5:6], keys[5:6], ["affine"]), moved[5:6])
+    rows = torch.arange(29, dtype=torch.float64) - 14
+    centre = [(moved[:, 0].sum(axis) * rows).sum(-1) / moved.sum((-1, -2, -3)) for axis in (1, 2)]
+    assert all(
+        0.7 < shift.abs().max() < 2.6 for shift in centre
+    )  # at most 2/28 of the side, scaled
