@@ -131,6 +131,11 @@ class TaskComponent(Component, ABC):
         return False
 
     @property
+    def num_test_tasks(self) -> int | None:
+        """The number of tasks of the test split, where they are a fixed list."""
+        return None
+
+    @property
     def splits_are_labelled(self) -> bool:
         """Whether the spec of each split says its name; not of one source for all splits."""
         return True

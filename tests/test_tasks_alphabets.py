@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from metalearn.augment import augment
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
 from metalearn.tasks import OmniglotAlphabets, omniglot, store
@@ -116,9 +119,14 @@ def test_the_published_runs_are_tested_each_once(synthetic: Path) -> None:
 
 
 def test_errors_of_the_runs_teach(synthetic: Path) -> None:
+    task = {"source": "omniglot_alphabets"}
+    file: dict[str, Any] = {"task": task, "method": {"name": "proto_net"}}
+    file["evaluate"] = {"task": {"test_on": "runs"}, "episodes": 21}
     with pytest.raises(ConfigError, match="at most 20") as error:
-        OmniglotAlphabets(test_on="runs").build("test").sample(KEY, 1, start=20)
-    assert error.value.problems[0][0] == "evaluate.episodes"
+        build(parse(file).experiments[0], to_train=True)
+    assert [place for place, _ in error.value.problems] == ["evaluate.episodes"]
+    build(parse({**file, "evaluate": {**file["evaluate"], "episodes": 20}}).experiments[0])
+    build(parse({**file, "evaluate": {**file["evaluate"], "split": "valid"}}).experiments[0])
     with pytest.raises(ConfigError) as error:
         OmniglotAlphabets(test_on="runs", ways=5, queries=2).build("test")
     assert [place for place, _ in error.value.problems] == ["ways", "queries"]

@@ -54,9 +54,17 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def contradictions(experiment: Experiment) -> list[tuple[str, str]]:
-    """Return fields of the test tasks that contradict the training: (place, sentence)."""
-    problems = experiment.test_task.contradictions(experiment.task)
-    return [(f"evaluate.task.{name}", text) for name, text in problems]
+    """Return fields of the test tasks that contradict the training or their number: (place,
+    sentence)."""
+    task, evaluate = experiment.test_task, experiment.evaluate
+    problems = [
+        (f"evaluate.task.{name}", text) for name, text in task.contradictions(experiment.task)
+    ]
+    most = task.num_test_tasks if evaluate.split == "test" else None
+    if most is not None and evaluate.episodes > most:
+        text = f"must be at most {most}, the number of test tasks (got {evaluate.episodes})"
+        problems.append(("evaluate.episodes", text))
+    return problems
 
 
 def _same_source(experiment: Experiment) -> bool:

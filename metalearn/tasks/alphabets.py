@@ -17,6 +17,7 @@ from metalearn.tasks import images, omniglot, store
 from metalearn.types import Batch, Episode, Key
 
 RUNS_FILE = Path(__file__).parent / "prepared" / "splits" / "omniglot_runs.json"
+NUM_RUNS = 20
 RUN_SIZES = {"ways": 20, "shots": 1, "queries": 1}
 HELD_OUT = 5  # background alphabets for validation
 _SEED = 0  # of their choice among those of 20 characters and more
@@ -59,6 +60,10 @@ class OmniglotAlphabets(images.ImageTask):
     @property
     def trains_on_validation(self) -> bool:
         return self.train_on_valid
+
+    @property
+    def num_test_tasks(self) -> int | None:
+        return NUM_RUNS if self.test_on == "runs" else None
 
     def source_of(self, **where: Any) -> images.ImageSource:
         split = where["split"]
@@ -171,26 +176,20 @@ class _AlphabetSource(_DrawerSource):
 
 
 class _RunSource(_DrawerSource):
-    """The published runs in their order, under random labels."""
+    """The published runs in their order, from the first again after the last, under random labels.
+
+    Tests end at the last (`num_test_tasks`); measurements of time sample more tasks."""
 
     def __init__(self, pool: Tensor, spec: Any, runs: list[Run], **more: Any) -> None:
         super().__init__(pool, spec, **more)
-        self._count = len(runs)
         self._runs = torch.tensor(runs, device=spec.device)  # [20, 3]
-
-    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """The runs start .. start + T - 1. Raises ConfigError beyond the last."""
-        if start + num_tasks > self._count:
-            text = f"the published runs are {self._count} tasks: at most {self._count}"
-            raise ConfigError(("evaluate.episodes", f"{text} (got {start + num_tasks})"))
-        return super().sample(key, num_tasks, start)
 
     def _classes(self, keys: Tensor, numbers: Tensor) -> Tensor:
         labels = rng.permutation(rng.fold_in(keys, "labels"), self.spec.ways)
-        return self._runs[numbers, :1] + labels
+        return self._runs[numbers % NUM_RUNS, :1] + labels
 
     def _drawers(self, keys: Tensor, numbers: Tensor) -> Tensor:
-        return self._runs[numbers, 1:]
+        return self._runs[numbers % NUM_RUNS, 1:]
 
 
 def _alphabets(data: dict[str, Any], split: str, all_in_training: bool) -> tuple[Any, list[int]]:
