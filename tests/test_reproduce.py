@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,37 @@ def test_experiments_that_start_from_each_other_are_refused(metalearn: Commands)
         data = sinusoid(experiment=name, published={"value": 2.0}, run={"meta_steps": 0})
         data["method"] = {**data["method"], "start": other}
         write(metalearn.folder, name, data)
-    refused(metalearn("reproduce", "one.yaml", "two.yaml", "--out", "none"), "no finished run for")
+    ended = metalearn("reproduce", "one.yaml", "two.yaml", "--out", "none")
+    refused(ended, "two: method.start", "no finished run for 'one'")
+    assert not (metalearn.folder / "none").exists()
+
+
+def test_a_start_is_that_of_the_same_folder_seed_and_config(metalearn: Commands) -> None:
+    published = {"value": 2.0, "source": "A paper"}
+    trained = sinusoid(experiment="base", published=published, run={"meta_steps": 4})
+    tested = sinusoid(experiment="probe", published=published, run={"meta_steps": 0})
+    tested["method"] = {**tested["method"], "start": "base"}
+    for data in (trained, tested):
+        write(metalearn.folder, data["experiment"], data)
+    # a run of that name with this seed in the folder above is another one
+    train = ("train", "base.yaml", "run.seeds=[0,1]", "run.meta_steps=1", "--out", "out/base")
+    assert metalearn(*train).code == 0
+    words = ("reproduce", "base.yaml", "probe.yaml", "--out", "out/in")
+    assert metalearn(*words).code == 0
+    costs = [
+        json.loads((metalearn.folder / f"out/in/{name}/result.json").read_text())["cost"]
+        for name in ("base", "probe")
+    ]
+    assert costs[1]["meta_train"]["flops"] == costs[0]["meta_train"]["flops"] > 0
+    # the start is trained otherwise now
+    write(metalearn.folder, "base", {**trained, "run": {**trained["run"], "meta_steps": 5}})
+    shutil.rmtree(metalearn.folder / "out/in/base")
+    refused(metalearn(*words), "out/in/probe", "another network than base trains now")
+    assert not (metalearn.folder / "out/in/base").exists()
+    # nor has it a network of this seed
+    write(metalearn.folder, "probe", {**tested, "run": {**tested["run"], "seeds": [3]}})
+    words = ("reproduce", "base.yaml", "probe.yaml", "--out", "out/seeds")
+    refused(metalearn(*words), "probe: method.start", "base is not trained with seed 3")
 
 
 def test_a_start_that_was_not_named_is_reproduced_first() -> None:

@@ -17,8 +17,9 @@ from metalearn.report import markdown
 from metalearn.results.published import cell_result, describe_left_out, single_cell, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
-from metalearn.run.directory import run_folders, status, why_other
+from metalearn.run.directory import recorded_start, run_folders, status, why_other
 from metalearn.run.run import run_one
+from metalearn.run.warm_start import find_start_run
 from metalearn.storage.files import write_atomic, write_json
 
 HEAD = ("experiment", "row", "steps", "metric", "published", "measured", "tasks, seeds", "verdict")
@@ -136,7 +137,8 @@ def _absent_data(plan: Plan) -> str:
 def _check(plans: Sequence[Plan], out: Path) -> None:
     """Raise ConfigError with all problems of all plans, before the first is run."""
     problems: list[tuple[str, str]] = []
-    for plan in plans:
+    for number, plan in enumerate(plans):
+        problems += _start_problems(plan, plans[:number], out)
         try:
             if plan.comparison:
                 check(plan, out / plan.name)
@@ -149,6 +151,34 @@ def _check(plans: Sequence[Plan], out: Path) -> None:
             problems += [(f"{plan.name}: {place}", text) for place, text in error.problems]
     if problems:
         raise ConfigError(*problems)
+
+
+def _start_problems(plan: Plan, earlier: Sequence[Plan], out: Path) -> list[tuple[str, str]]:
+    """Return why a plan cannot start from its start, or was tested from another run of it."""
+    start = None if plan.comparison else plan.experiments[0].start
+    if start is None:
+        return []
+    runs, place = _runs(plan, out / plan.name), f"{plan.name}: method.start"
+    before = [one for one in earlier if one.name == start and not one.comparison]
+    if not before:
+        try:
+            for one, folder in runs:
+                find_start_run(start, folder, one.run.seeds[0])
+        except ConfigError as error:
+            return [(place, text) for _, text in error.problems]
+        return []
+    trained = before[0].experiments[0]
+    if absent := [
+        str(one.run.seeds[0]) for one, _ in runs if one.run.seeds[0] not in trained.run.seeds
+    ]:
+        return [(place, f"{start} is not trained with seed {', '.join(absent)}")]
+    text = f"was tested with another network than {start} trains now: remove this folder"
+    return [
+        (str(folder), text)
+        for one, folder in runs
+        if status(folder, one) != "fresh"
+        and recorded_start(folder) not in (None, trained.with_seed(one.run.seeds[0]).hash())
+    ]
 
 
 def _runs(plan: Plan, target: Path) -> list[tuple[Experiment, Path]]:

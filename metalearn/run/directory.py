@@ -21,6 +21,7 @@ UNFINISHED = "contains an unfinished run: continue it with"
 # In environment.json of runs whose training steps normalise by the batch under `norm: running`.
 # Before, they normalised by the running averages.
 STATISTICS = "training_statistics"
+START_HASH = "start_config_hash"  # in environment.json: that of the run of `method.start`
 OUTDATED = (
     "contains a run of an older version, whose training steps with norm: running normalised by the "
     "running averages, not by the batch: choose another --out, or remove it"
@@ -126,6 +127,12 @@ def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
         fields["weights_sha256"] = weights
     mark = {} if _is_outdated(folder) else {STATISTICS: "batch"}
     return {**{name: recorded.get(name, value) for name, value in fields.items()}, **mark}
+
+
+def recorded_start(folder: Path) -> str | None:
+    """Return the config hash of the run that a run started from; None without a record."""
+    recorded = _environment(folder).get(START_HASH)
+    return None if recorded is None else str(recorded)
 
 
 def weights_sha256(experiment: Experiment) -> str | None:

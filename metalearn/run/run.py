@@ -24,6 +24,7 @@ from metalearn.machine import device_of
 from metalearn.report.run_figures import figures
 from metalearn.run.checkpoints import save, select_checkpoint
 from metalearn.run.directory import (
+    START_HASH,
     check_weights,
     request,
     require_same_data,
@@ -154,6 +155,7 @@ def begin(
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
+    requested = dict[str, Any]()
     if stored is not None and start_folder is None:  # a trial has the data of its run
         ranks.on_rank0(lambda: require_same_data(folder, parts, allow_change))
     if parts.learner.normalisation == "running" and parts.method.step is not None:
@@ -163,7 +165,8 @@ def begin(
             experiment.start, start_folder or folder, experiment.run.seeds[0]
         )
         check_weights(start_run, experiment)
-    requested = ranks.on_rank0(lambda: request(experiment, folder))
+        requested[START_HASH] = str(read_result(start_run).get("config_hash"))
+    requested |= ranks.on_rank0(lambda: request(experiment, folder))
     has_search, has_executor = parts.method.prepare is not None, experiment.run.executor != "auto"
     planned = stored is not None and not has_search and (has_executor or parts.method.step is None)
     recorded = ranks.on_rank0((folder / "environment.json").exists)

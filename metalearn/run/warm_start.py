@@ -26,10 +26,12 @@ from metalearn.types import MetaState
 def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
     """Return the folders in which the run that `method.start` names is searched for.
 
-    The run in the same comparison or folder comes first."""
+    The run beside this one comes first: in the same comparison or folder, with the same seed."""
+    out = folder.parent.parent if folder.name == f"seed-{seed}" else folder.parent
+    beside = [out / start / f"seed-{seed}"]
+    beside += [out / start] if out == folder.parent else []
     return [
-        folder.parent.parent / start / f"seed-{seed}",
-        folder.parent / start,
+        *beside,
         Path(start),
         Path(start) / f"seed-{seed}",
         Path("runs") / start,
@@ -47,8 +49,9 @@ def find_start_run(start: str, folder: Path, seed: int) -> Path:
             return candidate
     text = (
         f"no finished run for {start!r}: use a run directory, the label of another "
-        f"method of this comparison, or an experiment that was trained to runs/{start} or "
-        f"{folder.parent / start}"
+        f"method of this comparison, or an experiment that was trained to "
+        f"{start_candidates(start, folder, seed)[0].parent} or runs/{start} (metalearn reproduce "
+        "trains the start of an experiment first)"
     )
     raise ConfigError(("method.start", text))
 
