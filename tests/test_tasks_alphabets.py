@@ -14,7 +14,7 @@ from metalearn.config.build import build
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.tasks import OmniglotAlphabets, omniglot, store
+from metalearn.tasks import Mixture, OmniglotAlphabets, omniglot, store
 from metalearn.types import Batch
 
 KEY = fold_in(0, "alphabets")
@@ -131,6 +131,13 @@ def test_errors_of_the_runs_teach(synthetic: Path) -> None:
         OmniglotAlphabets(test_on="runs", ways=5, queries=2).build("test")
     assert [place for place, _ in error.value.problems] == ["ways", "queries"]
     OmniglotAlphabets(test_on="runs", ways=5, queries=2).build("train")
+    ranged = OmniglotAlphabets.model_validate({"test_on": "runs", "ways": [5, 20]})
+    with pytest.raises(ConfigError, match="is a range"):
+        ranged.build("test")
+    mixed = Mixture(sources=({**task, "test_on": "runs"}, task))
+    with pytest.raises(ConfigError, match="test on it alone"):
+        mixed.build("test")
+    mixed.build("valid")
     with pytest.raises(ConfigError) as error:
         OmniglotAlphabets(ways=31, shots=10, queries=11).build()
     assert [place for place, _ in error.value.problems] == ["ways", "shots"]
@@ -156,6 +163,31 @@ def test_affine_maps_move_ink_and_keep_the_middle() -> None:
     torch.testing.assert_close(augment(x[5:6], keys[5:6], ["affine"]), moved[5:6])
     rows = torch.arange(29, dtype=torch.float64) - 14
     centre = [(moved[:, 0].sum(axis) * rows).sum(-1) / moved.sum((-1, -2, -3)) for axis in (1, 2)]
-    assert all(
-        0.7 < shift.abs().max() < 2.6 for shift in centre
-    )  # at most 2/28 of the side, scaled
+    assert all(1 < shift.abs().max() < 29 / 14 + 0.1 for shift in centre)
+
+
+def test_affine_maps_are_of_pixels_where_images_are_not_square() -> None:
+    """The same map of a wide image as of the square one that it is the middle of."""
+    x = torch.zeros(8, 1, 40, 40, dtype=torch.float64)
+    x[:, :, 17:23, 16:28] = 1
+    keys = fold_in(fold_in(0, "keys"), torch.arange(8))
+    for image, wide in zip(
+        augment(x, keys, ["affine"]), augment(x[:, :, 8:32], keys, ["affine"]), strict=True
+    ):
+        assert float(image.sum()) == pytest.approx(float(wide.sum()), rel=0.02)
+        assert ratio(image) == pytest.approx(ratio(wide), abs=0.01)
+
+
+def ratio(image: torch.Tensor) -> float:
+    """Covariance of the ink's places over the variance along rows."""
+    weight = image[0] / image.sum()
+    height, width = weight.shape
+    rows = torch.arange(height, dtype=weight.dtype).unsqueeze(1).expand(height, width)
+    columns = torch.arange(width, dtype=weight.dtype).expand(height, width)
+    dy, dx = rows - (weight * rows).sum(), columns - (weight * columns).sum()
+    return float((weight * dx * dy).sum() / (weight * dx * dx).sum())
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    x, keys = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
+    assert augment(x, keys, ["affine", "crop", "colour"]).shape == x.shape

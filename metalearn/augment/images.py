@@ -19,7 +19,7 @@ CROP, FLIP, COLOUR, AFFINE = (
 )
 JITTER = 0.4  # half width of the factors of brightness, contrast and saturation
 # Half widths of angle (radians), shear, height, width, and shifts as shares of half the side.
-_AFFINE = (math.radians(10), 0.3, 0.2, 0.2, 4 / 28, 4 / 28)
+_AFFINE = (math.radians(10), 0.3, 0.2, 0.2, 1 / 7, 1 / 7)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601: luma of red, green and blue
 
 
@@ -30,13 +30,13 @@ def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
     right, or not; colour: factors of brightness, contrast and saturation uniform within 1 +- 0.4
     (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too), within 0..1, or the
     range of the image where it is wider: images of 0..255 and standardised ones stay what they are;
-    affine: rotate by up to 10 degrees, shear by up to 0.3, scale height and width by 0.8 to 1.2,
-    shift by up to 2/28 of the side, uniformly and independently, zeros come in (the ranges of Koch
-    et al. 2015, "Siamese neural networks for one-shot image recognition", who make each of them
-    with probability 0.5).
+    affine: rotate by up to 10 degrees, shear rows by up to 0.3, scale height and width by 0.8 to
+    1.2, shift by up to 1/14 of each side, uniformly and independently, zeros come in (after Koch et
+    al. 2015, "Siamese neural networks for one-shot image recognition", who shear along both axes,
+    shift by at most 2 of 105 pixels, and make each change with probability 0.5).
     """
     original = x
-    if "affine" in changes:
+    if "affine" in changes and x.numel():
         x = _affine(x, fold_in(keys, AFFINE))
     if "crop" in changes:
         x = _crop(x, fold_in(keys, CROP))
@@ -52,11 +52,16 @@ def _affine(x: Tensor, keys: Tensor) -> Tensor:
     half_widths = torch.tensor(_AFFINE, dtype=x.dtype, device=x.device)
     angle, shear, height, width, down, right = (draws * half_widths).unbind(-1)
     cos, sin = angle.cos(), angle.sin()
-    rows = (
-        torch.stack([cos / (1 + width), (shear * cos - sin) / (1 + width), right], -1),
-        torch.stack([sin / (1 + height), (shear * sin + cos) / (1 + height), down], -1),
-    )
-    grid = affine_grid(torch.stack(rows, -2), list(x.shape), align_corners=False)
+    aspect = x.shape[-2] / x.shape[-1]  # the map is one of pixels, the grid's sides are all 2
+    linear = torch.stack(
+        [
+            torch.stack([cos / (1 + width), aspect * (shear * cos - sin) / (1 + width)], -1),
+            torch.stack([sin / (aspect * (1 + height)), (shear * sin + cos) / (1 + height)], -1),
+        ],
+        -2,
+    )  # [B, 2, 2], from places of the result to places of the image
+    shift = linear @ torch.stack([right, down], -1).unsqueeze(-1)
+    grid = affine_grid(torch.cat([linear, -shift], -1), list(x.shape), align_corners=False)
     return grid_sample(x, grid, align_corners=False)
 
 

@@ -93,12 +93,14 @@ class OmniglotAlphabets(images.ImageTask):
         return problems
 
     def _runs(self, data: dict[str, Any], where: dict[str, Any]) -> images.ImageSource:
+        problems = [
+            (name, "is a range, but the published runs are of one size") for name in self.ranges
+        ]
         wrong = {name: value for name, value in RUN_SIZES.items() if dict(self)[name] != value}
-        if wrong:
-            text = "the published runs are 20-way 1-shot with 1 query: set evaluate.task to"
-            raise ConfigError(
-                *((name, f"{text} {RUN_SIZES} (got {dict(self)[name]})") for name in wrong)
-            )
+        text = "the published runs are 20-way 1-shot with 1 query: set evaluate.task to"
+        problems += [(name, f"{text} {RUN_SIZES} (got {dict(self)[name]})") for name in wrong]
+        if problems:
+            raise ConfigError(*problems)
         rows, runs = _published_runs(data)
         pool = torch.from_numpy(data["images"][rows]).unsqueeze(2)
         spec = self.spec_of(tuple(pool.shape[-3:]), len(rows), **where)

@@ -158,6 +158,9 @@ class Mixture(TaskComponent):
             place = f"sources.{number}"
             try:
                 component = self._configure(label, section)
+                if split == "test" and component.num_test_tasks is not None:
+                    text = f"has {component.num_test_tasks} test tasks, which a mixture would draw"
+                    problems.append((place, f"{text} several times: test on it alone"))
                 sources[label] = build_checked(component, split, device, dtype, seed)
                 problems.extend((place, text) for text in self._misfits(component, sources[label]))
             except ConfigError as error:
