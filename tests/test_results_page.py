@@ -12,6 +12,7 @@ import pytest
 from run_folders import write_rows
 
 from metalearn.errors import ConfigError
+from metalearn.report import results_page
 from metalearn.report.results_page import page, write_page
 from metalearn.results.comparison import write_comparison
 from metalearn.results.published import (
@@ -169,3 +170,24 @@ def test_failed_checks_of_a_comparison_are_listed(tmp_path: Path) -> None:
         (tmp_path / "results" / "some.json").write_text(json.dumps(stored))
         text = page(tmp_path)
         assert ("failed" in text) == bool(names) and expected in text
+
+
+def test_learning_curves_have_five_points_of_a_method() -> None:
+    steps = list(range(0, 101, 10))
+    curve = {"steps": steps, "values": [step / 100 for step in steps]}
+    results = {"a": cell(step=1, validation=curve), "b": cell(step=5, validation=curve)}
+    results["a0"] = cell(step=0, label="maml, best checkpoint alone", validation=curve)
+    results["c"] = cell(
+        experiment="y", metric="loss", validation={"steps": [1, 2], "values": [3, 2]}
+    )
+    results["d"] = cell(experiment="z", validation=None)
+    lines = results_page._curves(results).splitlines()
+    assert lines[2:] == [
+        "| x | maml | 0: 0.000 | 20: 0.200 | 50: 0.500 | 80: 0.800 | 100: 1.00 |",
+        "| y | maml | 1: 3.00 | 2: 2.00 | – | – | – |",
+    ]
+
+
+def test_a_difference_has_the_interval_of_independent_tasks() -> None:
+    a, b = cell(value=0.6, ci95_tasks=0.03), cell(value=0.5, ci95_tasks=0.04, published=0.9)
+    assert results_page._difference(a, b) == "+10.0 ± 5.0 points (published: +8.7)"

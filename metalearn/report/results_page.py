@@ -6,6 +6,7 @@ python -m metalearn.report.results_page experiments --add runs/demo demo "make d
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from metalearn.storage.files import write_atomic, write_json
 
 TEMPLATE, PAGE = "RESULTS.md.j2", "RESULTS.md"
 WIDTH = 100  # columns of prose
+CURVE_POINTS = 5  # of a learning curve in its table
 
 
 def write_page(folder: Path) -> Path:
@@ -50,6 +52,8 @@ def page(folder: Path) -> str:
     text = templates.get_template(TEMPLATE).render(
         results=results,
         published=_published_table(folder, results),
+        curves=_curves(results),
+        difference=lambda a, b: _difference(results[a], results[b]),
         comparison=lambda name: _comparison(results[name]),
         contrasts=lambda name: _contrasts(results[name]),
         by_source=lambda name: _by_source(results[name]),
@@ -83,6 +87,33 @@ def _published_table(folder: Path, results: Mapping[str, Json]) -> str:
         return table
     heads = ["experiment", "steps", "published", "training", "why", "command"]
     return f"{table}\nNot run, each one command:\n\n{_markdown(heads, rest)}"
+
+
+def _curves(results: Mapping[str, Json]) -> str:
+    """Return the scores on validation tasks during training, at five of the meta-steps."""
+    heads = ["experiment", "method", "validation", *("",) * (CURVE_POINTS - 1)]
+    rows = dict[tuple[str, str], list[str]]()
+    for one in published_numbers(results):
+        if (curve := one.get("validation")) is None:
+            continue
+        last = len(curve["steps"]) - 1
+        places = sorted({round(last * part / (CURVE_POINTS - 1)) for part in range(CURVE_POINTS)})
+        points = [
+            f"{curve['steps'][place]:,}: {score(curve['values'][place], False)}" for place in places
+        ]
+        points += [NONE] * (CURVE_POINTS - len(points))
+        # an ensemble and its best checkpoint alone have one curve
+        rows[one["experiment"], str(curve)] = [one["experiment"], one["label"], *points]
+    return _markdown(heads, list(rows.values()))
+
+
+def _difference(a: Json, b: Json) -> str:
+    """Return the difference of two accuracies with its 95 % half width, and the published one.
+
+    The half width is that of independent tasks: for the same tasks, it is too wide."""
+    half = math.hypot(a["ci95_tasks"], b["ci95_tasks"])
+    measured, published = (100 * (a[name] - b[name]) for name in ("value", "published"))
+    return f"{measured:+.1f} ± {100 * half:.1f} points (published: {published:+.1f})"
 
 
 def _experiments(file: Path) -> list[Experiment]:

@@ -41,6 +41,13 @@ class _Seed(Open):
     ci95_tasks: Maybe = None
 
 
+class LearningCurve(Open):
+    """Scores on validation tasks after meta-steps, means over seeds."""
+
+    steps: list[int]
+    values: list[float]
+
+
 class PublishedNumber(_Result):
     """One number of a paper, measured."""
 
@@ -59,6 +66,7 @@ class PublishedNumber(_Result):
     published_ci95: Maybe
     source: Text
     schedule: Literal["full", "reduced"]
+    validation: LearningCurve | None = None
 
 
 class _Row(Open):
@@ -179,9 +187,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         ],
         "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
-        "interval": list(estimate.ci95)
-        if estimate and estimate.ci95 and estimate.seeds >= random_effects.LEAST_SEEDS
-        else None,
+        "interval": _interval_over_seeds(estimate),
         "converged_only": use_converged,
         "tasks": row.test_tasks,
         "published": published,
@@ -191,8 +197,27 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         "seconds": [run.result.get("seconds") for run in row.runs],
         "flops": mean([up_front_cost(run, "flops") for run in row.runs]),
         "config_hash": first.result.get("config_hash"),
+        "validation": _learning_curve(row),
         **_machine(first),
     }
+
+
+def _interval_over_seeds(estimate: random_effects.Estimate | None) -> list[float] | None:
+    """Return the interval for new seeds and new tasks; None with too few seeds."""
+    if estimate is None or not estimate.ci95 or estimate.seeds < random_effects.LEAST_SEEDS:
+        return None
+    return list(estimate.ci95)
+
+
+def _learning_curve(row: Group) -> Json | None:
+    """Return the scores on validation tasks at the meta-steps of all seeds, or None."""
+    curves = [
+        {int(point["step"]): point.get(row.metric) for point in run.valid("valid")}
+        for run in row.runs
+    ]
+    steps = [step for step in curves[0] if all(curve.get(step) is not None for curve in curves)]
+    values = [mean([curve[step] for curve in curves]) for step in steps]
+    return {"steps": steps, "values": values} if len(steps) > 1 else None
 
 
 def single_cell(cell: Json, row: Group) -> Json | None:
