@@ -191,3 +191,8 @@ def test_learning_curves_have_five_points_of_a_method() -> None:
 def test_a_difference_has_the_interval_of_independent_tasks() -> None:
     a, b = cell(value=0.6, ci95_tasks=0.03), cell(value=0.5, ci95_tasks=0.04, published=0.9)
     assert results_page._difference(a, b) == "+10.0 ± 5.0 points (published: +8.7)"
+
+
+def test_the_spread_of_seeds_has_its_median() -> None:
+    seeds = [{"seed": number, "value": value} for number, value in enumerate((0.9, 0.2, 0.4, 0.3))]
+    assert results_page._spread(cell(per_seed=seeds)) == "0.200 to 0.900 with median 0.350"

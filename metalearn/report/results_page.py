@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def page(folder: Path) -> str:
         results=results,
         published=_published_table(folder, results),
         curves=_curves(results),
+        spread=lambda name: _spread(results[name]),
         difference=lambda a, b: _difference(results[a], results[b]),
         comparison=lambda name: _comparison(results[name]),
         contrasts=lambda name: _contrasts(results[name]),
@@ -105,6 +107,15 @@ def _curves(results: Mapping[str, Json]) -> str:
         # an ensemble and its best checkpoint alone have one curve
         rows[one["experiment"], str(curve)] = [one["experiment"], one["label"], *points]
     return _markdown(heads, list(rows.values()))
+
+
+def _spread(one: Json) -> str:
+    """Return the range and the median of the seeds' scores."""
+    values = sorted(seed["value"] for seed in one["per_seed"])
+    low, middle, high = (
+        score(value, False) for value in (values[0], statistics.median(values), values[-1])
+    )
+    return f"{low} to {high} with median {middle}"
 
 
 def _difference(a: Json, b: Json) -> str:
