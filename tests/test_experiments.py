@@ -25,7 +25,7 @@ from metalearn.types import Method, NullLedger
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {one.FILE.source: one.FILE.file for one in (clinc150, icons, spectra, tides)}
-FILES["omniglot"] = omniglot.FILE
+FILES["omniglot"] = FILES["omniglot_alphabets"] = omniglot.FILE
 EACH = 31  # images of a class: more shots and queries than any experiment asks for
 PUBLISHED = sorted(
     file.stem
@@ -40,7 +40,7 @@ NETWORK = {"conv4": "model.filters=4", "resnet12": "model.widths=[4,4,4,4]"}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder: real data where they are here, small images in the place of photographs."""
     root = tmp_path_factory.mktemp("data")
-    for file in FILES.values():
+    for file in set(FILES.values()):
         if (path := omniglot.prepared_path().with_name(file)).exists():
             (root / file).symlink_to(path)
     draw = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def skip_without(experiment: Experiment, data: Path) -> None:
 # own_images needs a path; of learn_optimizer (l2o_*) a step is on no episodes: test_l2o.py
 UNPUBLISHED = (
     *("learned_optimizer", "anil_omniglot_5w5s_cpu"),
-    *("mixture_drawings", "lite0_cifar_fs"),
+    *("mixture_drawings", "lite0_cifar_fs", "omniglot_runs"),
 )
 
 
