@@ -12,7 +12,7 @@ import torch
 from metalearn.augment import augment
 from metalearn.config.build import build
 from metalearn.config.experiment import parse
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError
 from metalearn.rng import fold_in
 from metalearn.tasks import Mixture, OmniglotAlphabets, omniglot, store
 from metalearn.types import Batch
@@ -141,6 +141,17 @@ def test_errors_of_the_runs_teach(synthetic: Path) -> None:
     with pytest.raises(ConfigError) as error:
         OmniglotAlphabets(ways=31, shots=10, queries=11).build()
     assert [place for place, _ in error.value.problems] == ["ways", "shots"]
+
+
+def test_a_file_without_alphabets_is_named(synthetic: Path) -> None:
+    path = synthetic / omniglot.FILE
+    arrays = store.load_npz(path)
+    store.write_npz(path, {name: arrays[name] for name in arrays if name != "alphabet_index"})
+    with pytest.raises(DataError, match="no array alphabet_index: prepare omniglot again"):
+        OmniglotAlphabets().build()
+    path.unlink()
+    with pytest.raises(DataError, match="missing"):
+        OmniglotAlphabets().build()
 
 
 def test_the_real_runs_have_the_published_images(data_root: Path) -> None:

@@ -47,8 +47,8 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
             ]
             continue
         try:
-            if plan.experiments[0].start in diverged_names:
-                raise Diverged(f"its start, {plan.experiments[0].start}, diverged")
+            if _start(plan) in diverged_names:
+                raise Diverged(f"its start, {_start(plan)}, diverged")
             _run(plan, out / plan.name)
         except Diverged as error:
             log.error(f"{plan.name}: {error}")
@@ -106,7 +106,7 @@ def with_starts(plans: Sequence[Plan]) -> list[Plan]:
     ordered = dict[str, Plan]()
 
     def add(plan: Plan, later: tuple[str, ...]) -> None:
-        start = None if plan.comparison else plan.experiments[0].start
+        start = _start(plan)
         if start in (by_name.keys() | files.keys()) - {*ordered, *later}:
             add(by_name[start] if start in by_name else load(start), (*later, plan.name))
         ordered.setdefault(plan.name, plan)
@@ -114,6 +114,11 @@ def with_starts(plans: Sequence[Plan]) -> list[Plan]:
     for plan in plans:
         add(plan, ())
     return list(ordered.values())
+
+
+def _start(plan: Plan) -> str | None:
+    """Return the start of an experiment; in a comparison, starts are other methods of it."""
+    return None if plan.comparison else plan.experiments[0].start
 
 
 def _with_published(plan: Plan) -> list[Experiment]:
@@ -155,7 +160,7 @@ def _check(plans: Sequence[Plan], out: Path) -> None:
 
 def _start_problems(plan: Plan, earlier: Sequence[Plan], out: Path) -> list[tuple[str, str]]:
     """Return why a plan cannot start from its start, or was tested from another run of it."""
-    start = None if plan.comparison else plan.experiments[0].start
+    start = _start(plan)
     if start is None:
         return []
     runs, place = _runs(plan, out / plan.name), f"{plan.name}: method.start"

@@ -32,7 +32,7 @@ from metalearn.types import Key, MetaState, Method
 SHORT = 100  # steps below which a run is over before a trial could pay
 COMPILE_SHARE = 0.03  # share of a run that a compilation without an expected saving may take
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
-SLOWER = 2.0  # times the measured trial seconds of a step from which on the choice is repeated
+SLOWER = 2.0  # a step of so many times its trial's seconds repeats the choice
 SIZES = (16, CHUNK)  # tasks in a chunk that are tried between all of them and one
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import option
-from metalearn.errors import ConfigError
-from metalearn.tasks import images, omniglot, store
+from metalearn.errors import ConfigError, DataError
+from metalearn.tasks import images, omniglot
 from metalearn.types import Batch, Episode, Key
 
 RUNS_FILE = Path(__file__).parent / "prepared" / "splits" / "omniglot_runs.json"
@@ -67,9 +67,10 @@ class OmniglotAlphabets(images.ImageTask):
 
     def source_of(self, **where: Any) -> images.ImageSource:
         split = where["split"]
-        if not omniglot.prepared_path().exists():
-            raise store.missing(omniglot.FILE, "omniglot")
         data = omniglot.load()
+        if absent := {"alphabets", "alphabet_index", "character"} - data.keys():
+            text = f"has no array {', '.join(sorted(absent))}: prepare omniglot again"
+            raise DataError((str(omniglot.prepared_path()), text))
         if split == "test" and self.test_on == "runs":
             return self._runs(data, where)
         rows, sizes = _alphabets(data, split, self.train_on_valid)
