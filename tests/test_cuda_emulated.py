@@ -61,7 +61,8 @@ def test_an_emulated_device_passes_the_tests_of_a_device(name: str, tmp_path: Pa
     words = ["-q", "-p", "no:cacheprovider", "-m", "gpu", *(["-k", chosen] if chosen else [])]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     # its plugins are of no use here, and importing metalearn may have imported them already
-    environment |= PATHS | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= PATHS | CACHE
+    environment |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     order = {"cwd": str(ROOT), "env": environment, "before": ""}
     ended = SERVER.start([*words, *files.split()], tmp_path, "tests", **order).wait()
     assert ended.code == 0, ended.out[-5000:] + ended.err[-2000:]
