@@ -14,6 +14,7 @@ large number and `arange` (see rng.py)."""
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -304,6 +305,7 @@ def compile_flat(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     # half a second that eager runs need not wait for
     from torch._inductor import standalone_compile
 
+    _hide_notes()
     flat = standalone_compile(
         traced.graph,
         [*tensors, *constants],
@@ -312,6 +314,15 @@ def compile_flat(traced: Trace, tensors: list[Tensor]) -> FlatFn:
         options={"config_patches": patches},
     )
     return lambda *inputs: flat(*inputs, *constants)
+
+
+def _hide_notes() -> None:
+    """Hide the compiler's warnings about operators that it calls instead of compiling, such as a
+    linear solve: of how they are called, and that the code is not kept on disk. Nothing is wrong
+    then. `TORCH_LOGS` shows them."""
+    if not os.environ.get("TORCH_LOGS"):
+        for name in ("ir", "standalone_compile"):
+            logging.getLogger(f"torch._inductor.{name}").setLevel(logging.ERROR)
 
 
 def _patches(graph: GraphModule, tensors: list[Tensor]) -> dict[str, Any]:
