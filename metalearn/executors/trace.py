@@ -305,24 +305,32 @@ def compile_flat(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     # half a second that eager runs need not wait for
     from torch._inductor import standalone_compile
 
-    _hide_notes()
-    flat = standalone_compile(
-        traced.graph,
-        [*tensors, *constants],
-        # sizes are fixed; by default they are unknowns, at a high price
-        dynamic_shapes="from_example_inputs",
-        options={"config_patches": patches},
-    )
+    with _without_notes():
+        flat = standalone_compile(
+            traced.graph,
+            [*tensors, *constants],
+            # sizes are fixed; by default they are unknowns, at a high price
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": patches},
+        )
     return lambda *inputs: flat(*inputs, *constants)
 
 
-def _hide_notes() -> None:
+@contextmanager
+def _without_notes() -> Iterator[None]:
     """Hide the compiler's warnings about operators that it calls instead of compiling, such as a
     linear solve: of how they are called, and that the code is not kept on disk. Nothing is wrong
     then. `TORCH_LOGS` shows them."""
-    if not os.environ.get("TORCH_LOGS"):
-        for name in ("ir", "standalone_compile"):
-            logging.getLogger(f"torch._inductor.{name}").setLevel(logging.ERROR)
+    names = () if os.environ.get("TORCH_LOGS") else ("ir", "standalone_compile")
+    loggers = [logging.getLogger(f"torch._inductor.{name}") for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _patches(graph: GraphModule, tensors: list[Tensor]) -> dict[str, Any]:
