@@ -44,7 +44,11 @@ SPECS = {"mlp": VECTOR}  # every other model is given images
 # defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
-    "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
+    "conv4": [
+        {"filters": 4},
+        {"filters": 4, "downsample": "pool", "flatten": True},
+        {"filters": 4, "downsample": "pool", "downsampled_blocks": 3},
+    ],
     "resnet12": [{"widths": (3, 4, 5, 6), "drop": 0.0}],
     "wide_resnet": [{"depth": 10, "width": 1}],
 }
@@ -74,9 +78,8 @@ def module_of(component: Any) -> nn.Module:
         return ResNet(IMAGE.x_shape, component, 3).double()
     if isinstance(component, WideResNet):
         return WideNet(1, component, 3).double()
-    return FourBlocks(
-        IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm
-    ).double()
+    strided, blocks = c.downsample == "stride", c.downsampled_blocks
+    return FourBlocks(IMAGE.x_shape, c.filters, 3, strided, c.flatten, c.norm, blocks).double()
 
 
 #
@@ -210,12 +213,33 @@ def test_pooling_is_torchs_and_drops_an_odd_border() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_the_last_blocks_keep_the_size_of_their_map(downsample: Any) -> None:
+    """With pooling: the network of RFS's code, whose fourth block feeds the average directly."""
+    spec = EpisodeSpec("classification", 5, 1, 1, (3, 32, 32), 5, 20, dtype=F64)
+    conv4 = Conv4(filters=6, downsample=downsample, downsampled_blocks=3, norm="query_batch")
+    learner = conv4.build(spec)
+    params = perturbed_params(learner)
+    x = z = normal(KEY, (7, 3, 32, 32), F64)
+    for place in range(4):
+        stride = 2 if downsample == "stride" and place < 3 else 1
+        weight, bias = (params[f"convs.{place}.{part}"] for part in ("weight", "bias"))
+        z = F.conv2d(z, weight, bias, stride=stride, padding=1)
+        weight, bias = (params[f"norms.{place}.{part}"] for part in ("weight", "bias"))
+        z = F.relu(F.batch_norm(z, None, None, weight, bias, training=True, eps=EPS))
+        z = F.max_pool2d(z, 2) if downsample == "pool" and place < 3 else z
+    assert z.shape[-2:] == (4, 4)
+    expected = F.linear(z.mean((2, 3)), params["head.weight"], params["head.bias"])
+    torch.testing.assert_close(learner.apply(params, x), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
     with pytest.raises(ConfigError, match="use mlp"):
         Conv4().build(VECTOR)
     small = EpisodeSpec("classification", 3, 2, 4, (1, 15, 20), 3, 20)
     with pytest.raises(ConfigError, match=r"at least 16 x 16.*use stride"):
         Conv4(downsample="pool").build(small)
+    assert Conv4(filters=2, downsample="pool", downsampled_blocks=3).build(small).outputs == 3
     assert Conv4(filters=2).build(small).init(KEY)["head.weight"].shape == (3, 2)
 
 

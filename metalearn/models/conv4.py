@@ -79,25 +79,28 @@ class FourBlocks(nn.Module):
         strided: bool,
         flatten: bool,
         norm: Policy,
+        downsampled: int = BLOCKS,  # blocks that downsample, from the first
     ) -> None:
         super().__init__()
         native.kernel()  # built here, once, and not inside a compiled step
         widths = _widths(filters)
         channels, height, width = x_shape
-        self.strided, self.flatten = strided, flatten
+        self.flatten = flatten
+        self.strides = [2 if strided and place < downsampled else 1 for place in range(BLOCKS)]
+        self.windows = [1 if strided or place >= downsampled else 2 for place in range(BLOCKS)]
         self.convs = nn.ModuleList(
             nn.Conv2d(
                 channels if place == 0 else widths[place - 1],
                 width,
                 3,
-                stride=2 if strided else 1,
+                stride=self.strides[place],
                 padding=1,
             )
             for place, width in enumerate(widths)
         )
         norms = (Norm(width, norm, channels_last=True) for width in widths)
         self.norms = nn.ModuleList(norms) if norm != "none" else None
-        for _ in range(BLOCKS):
+        for _ in range(downsampled):
             height, width = (
                 ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
             )
@@ -108,7 +111,7 @@ class FourBlocks(nn.Module):
         z = x.permute(0, 2, 3, 1)
         for place, conv in enumerate(self.convs):
             assert isinstance(conv, nn.Conv2d)
-            stride = 2 if self.strided else 1
+            stride, window = self.strides[place], self.windows[place]
             norm = None if self.norms is None else self.norms[place]
             moves = norm is not None and norm.policy == "running"
             if isinstance(norm, Norm) and norm.of_batch(rows) and (native.usable(x) or not moves):
@@ -119,7 +122,6 @@ class FourBlocks(nn.Module):
                 z = conv2d(z, conv.weight, None, stride)
                 if native.usable(z):
                     z = z.to(norm.weight.dtype)  # of autocast's bfloat16 too
-                    window = 1 if self.strided else 2
                     if not moves:
                         z = norm_relu_pool(z, norm.weight, shift, window)
                         continue
@@ -133,7 +135,7 @@ class FourBlocks(nn.Module):
                 z = conv2d(z, conv.weight, conv.bias, stride)
                 z = z if norm is None else norm(z, rows)
             z = F.relu(z)
-            if not self.strided:
+            if window == 2:
                 z = pool(z)
         z = z.permute(0, 3, 1, 2).flatten(1) if self.flatten else z.mean((1, 2))
         out: Tensor = self.head(z)
@@ -156,6 +158,13 @@ class Conv4(ModelComponent):
     downsample: Literal["stride", "pool"] = option(
         "stride", "Downsample by stride-2 convolutions or 2 x 2 max-pooling."
     )
+    downsampled_blocks: int = option(
+        BLOCKS,
+        "Blocks that downsample, from the first; RFS pools in 3 of the 4.",
+        ge=1,
+        le=BLOCKS,
+        later=True,
+    )
     flatten: bool = option(
         False,
         "Flatten the last feature map instead of averaging it (MAML's Omniglot code averages).",
@@ -170,7 +179,7 @@ class Conv4(ModelComponent):
     )
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
+        """A learner for image tasks [channels, H, W]; four poolings need at least 16 x 16."""
         if len(spec.x_shape) != 3:
             text = "conv4 needs images [channels, H, W], but this task has"
             raise ConfigError(("model", f"{text} {list(spec.x_shape)}: use mlp"))
@@ -179,9 +188,11 @@ class Conv4(ModelComponent):
             text = f"conv4 needs images [channels, H, W], and {list(spec.x_shape)} looks like"
             hint = "move the channels to the front, x.transpose(0, 3, 1, 2)"
             raise ConfigError(("model", f"{text} [H, W, channels]: {hint}"))
-        if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-            text = "pooling four times needs images of at least 16 x 16, but this task has"
-            raise ConfigError(("model.downsample", f"{text} {list(spec.x_shape)}: use stride"))
+        least = 2**self.downsampled_blocks
+        if self.downsample == "pool" and min(spec.x_shape[1:]) < least:
+            text = f"{self.downsampled_blocks} poolings need images of at least {least} x {least}"
+            hint = f"but this task has {list(spec.x_shape)}: use stride"
+            raise ConfigError(("model.downsample", f"{text}, {hint}"))
         return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,
@@ -190,6 +201,7 @@ class Conv4(ModelComponent):
                 self.downsample == "stride",
                 self.flatten,
                 self.norm,
+                self.downsampled_blocks,
             ),
             spec,
             policy=self.norm,
