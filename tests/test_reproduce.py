@@ -12,7 +12,7 @@ from commandline import Commands, files_of, refused, sinusoid, write
 
 from metalearn.compare import reproduce as reproduce_module
 from metalearn.compare.reproduce import published_plans, reproduce, table
-from metalearn.config.experiment import Experiment, load
+from metalearn.config.experiment import Experiment, load, parse
 from metalearn.errors import ConfigError, Diverged
 from metalearn.results.published import read_results
 
@@ -89,6 +89,26 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     assert again.code == 0
     assert "skipped" in again.err
     assert files_of(metalearn.folder / "all" / "one") == before
+
+
+def test_other_seeds_of_an_earlier_list_are_no_part_of_a_number(metalearn: Commands) -> None:
+    """A run with one seed, whose folder is that of all seeds, and seeds that the file had once."""
+    data = {"experiment": "seeds", "published": {"value": 2.0}}
+    for seeds in ([4], [5, 6], [6, 7]):
+        write(metalearn.folder, "seeds", sinusoid(**data, run={"meta_steps": 1, "seeds": seeds}))
+        done = metalearn("reproduce", "seeds.yaml", "--out", "few")
+        assert done.code == 0, done.err
+        record = json.loads((metalearn.folder / "few/reproduced.json").read_text())
+        assert [one["seed"] for one in record["rows"][0]["per_seed"]] == seeds
+
+
+def test_a_departure_stands_beside_the_verdict_and_not_in_the_hash() -> None:
+    published = {"value": 2.0, "ci95": 0.1}
+    plain, remark = (
+        parse(sinusoid(experiment="one", published=published | extra)).experiments[0]
+        for extra in ({}, {"departures": "no clamp"})
+    )
+    assert plain.hash() == remark.hash() and remark.published.departures == "no clamp"
 
 
 def test_an_ensemble_has_a_row_for_its_best_checkpoint_alone(metalearn: Commands) -> None:

@@ -208,7 +208,10 @@ def _cells(plan: Plan, out: Path) -> list[Json]:
     """Return the published steps of every row, in the format of experiments/results/.
 
     A row that lacks a seed has no number: the others alone would be a choice among seeds."""
-    finished, _ = run_directories(out / plan.name)
+    folders = [folder for _, folder in _runs(plan, out / plan.name)]
+    finished = [folder for folder in folders if (folder / "result.json").exists()]
+    if plan.comparison:
+        finished, _ = run_directories(out / plan.name)
     rows = {row.label: row for row in group(map(load_record, finished))}
     cells: list[Json] = []
     for one in _with_published(plan):
@@ -217,9 +220,10 @@ def _cells(plan: Plan, out: Path) -> list[Json]:
             cells += _not_run(one, f"no result of seed {', '.join(absent)} (see the log)")
             continue
         assert one.published is not None
-        row, reduced = rows[one.label], one.published.reduced
+        row, number = rows[one.label], one.published
+        differs = (number.reduced, number.departures)
         for step, value in _numbers(one, row.first.result).items():
-            data = cell_result(row, step, value, f"metalearn reproduce {plan.name}", reduced)
+            data = cell_result(row, step, value, f"metalearn reproduce {plan.name}", *differs)
             place = f"{plan.name}-{one.label}" if plan.comparison else plan.name
             for suffix, cell in (("", data), ("-single", single_cell(data, row))):
                 if cell is not None:

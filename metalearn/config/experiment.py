@@ -111,6 +111,7 @@ class Experiment:
     def _hashed(self) -> dict[str, Any]:
         data = self.resolved()
         data.pop("plugins", None)
+        data.get("published", {}).pop("departures", None)  # a remark: nothing is computed from it
         for section in ("task", "model", "method", "run", "evaluate", "budget"):
             data[section] = getattr(self, section).without_later(data[section])
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}

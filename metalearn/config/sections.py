@@ -297,6 +297,9 @@ class Published(Component):
     reduced: str = option(
         "", "Reason for a reduced schedule; empty: the published schedule is used.", later=True
     )
+    departures: str = option(
+        "", "What differs from the published settings without a reduced schedule.", later=True
+    )
 
 
 class TuneRange(Component):

@@ -13,7 +13,7 @@ from metalearn.errors import ConfigError
 from metalearn.models.norm import Norm
 from metalearn.types import Key
 
-Scheme = Literal["uniform", "truncated_normal", "xavier"]
+Scheme = Literal["uniform", "uniform_fan_out", "truncated_normal", "xavier"]
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AFFINE = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, Norm)
 
@@ -35,18 +35,20 @@ def weighted(
 ) -> Tensor:
     """Return the initial value of one tensor of a linear or convolutional layer.
 
-    uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; xavier (Glorot & Bengio
-    2010, equation 16): within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: standard
-    deviation 0.01, bias zero."""
+    uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; uniform_fan_out: within
+    1/sqrt(fan out), as MAML in the code of CAVIA; xavier (Glorot & Bengio 2010, equation 16):
+    within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: standard deviation 0.01, bias
+    zero."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     kernel_size = math.prod(weight.shape[2:])
     fan_in, fan_out = weight.shape[1] * kernel_size, weight.shape[0] * kernel_size
     is_bias = name.endswith("bias")
-    if scheme != "uniform" and is_bias:
+    if is_bias and scheme in ("truncated_normal", "xavier"):
         return torch.zeros(shape, dtype=dtype)
     if scheme == "truncated_normal":
         return truncated_normal(key, shape, 0.01, dtype)
-    bound = math.sqrt(6 / (fan_in + fan_out)) if scheme == "xavier" else 1 / math.sqrt(fan_in)
+    fan = fan_out if scheme == "uniform_fan_out" else fan_in
+    bound = math.sqrt(6 / (fan_in + fan_out)) if scheme == "xavier" else 1 / math.sqrt(fan)
     return rng.uniform(key, shape, -bound, bound, dtype=dtype)
 
 

@@ -62,10 +62,11 @@ class MLP(ModelComponent):
         "relu", "Activation after every hidden layer."
     )
     norm: Policy = option("none", f"Normalisation policy of each hidden layer; {RUNNING}")
-    init: Literal["uniform", "truncated_normal"] = option(
+    init: Literal["uniform", "uniform_fan_out", "truncated_normal"] = option(
         "uniform",
-        "Weight initialization: uniform in +-1/sqrt(fan in), as torch's layers, or truncated "
-        "normal with standard deviation 0.01 and zero biases, as in MAML's sinusoid code.",
+        "Weight initialization: uniform in +-1/sqrt(fan in), as torch's layers; in +-1/sqrt(fan "
+        "out), as in CAVIA's code for MAML; or truncated normal with standard deviation 0.01 and "
+        "zero biases, as in MAML's sinusoid code.",
         acts="train",
     )
 

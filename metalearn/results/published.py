@@ -161,10 +161,13 @@ def _interval_over_both(cell: Mapping[str, Any]) -> tuple[float, float]:
     return cell["value"] - max(halves), cell["value"] + max(halves)
 
 
-def cell_result(row: Group, step: int, published: float, command: str, reduced: str = "") -> Json:
+def cell_result(
+    row: Group, step: int, published: float, command: str, reduced: str = "", departures: str = ""
+) -> Json:
     """Return one published number, a row at one step of its curve, as in `experiments/results/`.
 
-    `reduced`: why the schedule is not the published one. A loss excludes tasks that diverged."""
+    `reduced`: why the schedule is not the published one; `departures`: what differs though it is. A
+    loss excludes tasks that diverged."""
     first, metric = row.first, row.metric
     head, point = first.result["headline"], first.steps.index(step)
     diverged_shares = [at(run.test.get("diverged"), point) for run in row.runs]
@@ -175,7 +178,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     scores = None if use_converged else row.pooled_scores(metric)
     estimate = None if scores is None else random_effects.estimate(scores[:, :, point])
     return {
-        **_schedule(reduced, (first.result.get("facts") or {}).get("pixels", "")),
+        **_schedule(reduced, departures, (first.result.get("facts") or {}).get("pixels", "")),
         "experiment": str(first.result.get("experiment")),
         "label": row.label,
         "metric": metric,
@@ -252,10 +255,10 @@ def describe_left_out(cell: Mapping[str, Any]) -> str:
     return f" (without the tasks that diverged, at most {100 * max(shares):.2g} % of a seed's)"
 
 
-def _schedule(why_reduced: str, pixels: str) -> Json:
-    """Return whether the schedule is the published one, and why not; and pixels that are not."""
+def _schedule(why_reduced: str, departures: str, pixels: str) -> Json:
+    """Return whether the schedule is the published one, and why not; and what differs otherwise."""
     copies = f"pixels: {pixels}" if pixels not in ("", "as published") else ""
-    why = "; ".join(filter(None, (why_reduced, copies)))
+    why = "; ".join(filter(None, (why_reduced, departures, copies)))
     schedule = "reduced" if why_reduced else "full"
     return {"schema": 1, "kind": "cell", "schedule": schedule, "schedule_why": why}
 
