@@ -138,7 +138,7 @@ def test_minibatches_are_counted_as_such() -> None:
     assert examples_of_task(MAML(), spec) == (15, 15)
     assert examples_of_task(Reptile(inner_steps=3, inner_batch=2), spec) == (6, 6)
     assert examples_of_task(Reptile(inner_steps=3, inner_batch=8), spec) == (24, 10)
-    assert examples_of_task(Reptile(inner_batch=None), spec) == (15, 15)
+    assert examples_of_task(Reptile(inner_batch=None), spec) == (50, 10), "no query is read"
 
 
 def test_minibatches_stand_in_the_ledger(metalearn: Commands) -> None:

@@ -59,8 +59,20 @@ def test_integers_for_a_float_network_are_refused(tmp_path: Path, method: Any, m
     assert not (tmp_path / "run").exists()
 
 
-def test_integers_are_looked_up(tmp_path: Path) -> None:
-    result = trained(tmp_path, ml.algorithms.MAML(), by_split(Words), Embedded())
+@pytest.mark.parametrize(
+    "method",
+    [
+        ml.algorithms.MAML(),
+        ml.algorithms.RelationNet(hidden=4),
+        ml.transfer.LinearSVM(),
+        ml.in_context.CAML(),
+        ml.learned_optimizers.LearnToOptimize(inner_steps=2),
+        ml.learned_optimizers.LearnOptimizer(horizon={"name": "constant", "steps": 2}, unroll=2),
+    ],
+    ids=lambda method: str(method.name),
+)
+def test_integers_are_looked_up(tmp_path: Path, method: Any) -> None:
+    result = trained(tmp_path, method, by_split(Words), Embedded())
     assert (tmp_path / "run/result.json").exists() and result is not None
 
 

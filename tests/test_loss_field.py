@@ -13,7 +13,7 @@ from clusters import Clusters
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn.algorithms import MAML, ProtoNet
+from metalearn.algorithms import MAML, MetaOptNet, MetaOptSVM, ProtoNet
 from metalearn.config.build import build, hold_loss
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
@@ -116,6 +116,20 @@ def test_a_function_is_a_loss_with_weights_and_leading_axes() -> None:
     wide = criterion(dataclasses.replace(spec, loss=lambda p, y: own(p[:, :3], y) * p[:, 3:].exp()))
     both = torch.cat([p[0], y[0]], 1)
     torch.testing.assert_close(wide(both, y[0]), (own(p[0], y[0]) * y[0].exp()).mean())
+
+
+@pytest.mark.parametrize("component", [MetaOptNet(), MetaOptSVM()])
+def test_a_loss_that_a_method_would_not_minimise_is_refused(component: Any) -> None:
+    def focal(logits: Tensor, y: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, y, reduction="none")
+        return (1 - (-each).exp()).square() * each
+
+    spec = EpisodeSpec("classification", 3, 2, 2, (4,), 3, 9, dtype=F64)
+    learner = MLP(sizes=(5,)).build(spec)
+    for loss in (None, "cross_entropy"):
+        component.build(learner, dataclasses.replace(spec, loss=loss))
+    with pytest.raises(ConfigError, match=r"loss: is .*minimises cross-entropy.*omit the loss"):
+        component.build(learner, dataclasses.replace(spec, loss=focal))
 
 
 @pytest.mark.parametrize(

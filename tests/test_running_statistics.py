@@ -19,15 +19,17 @@ from metalearn.errors import ConfigError
 from metalearn.executors import executor
 from metalearn.inner.recompute import checkpointing
 from metalearn.inner.rules import SGD
-from metalearn.models import Conv4
+from metalearn.models import MLP, Conv4
 from metalearn.models.external.from_module import from_module
+from metalearn.padding import padding_scope
 from metalearn.rng import fold_in, normal
 from metalearn.run.directory import status, why_other
 from metalearn.run.run import run_one
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.storage import checkpoint
 from metalearn.transfer import LinearProbe
 from metalearn.tree import stack, take
-from metalearn.types import Params
+from metalearn.types import EpisodeSpec, Params
 
 LR = 0.1
 STRIDES = pytest.mark.parametrize("downsample", ["stride", "pool"])
@@ -143,6 +145,26 @@ def test_pieces_move_the_averages_as_the_whole_does(component: Any, how: str) ->
     moved = [leaf for leaf in whole.meta if leaf.startswith("stats.")]
     assert moved and all((whole.meta[leaf] != state.meta[leaf]).any() for leaf in moved)
     assert all(torch.equal(whole.meta[leaf], whole.meta[leaf].detach()) for leaf in moved)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [0.5, 0.25]])
+@pytest.mark.parametrize("kind", ["own", "torch"])
+def test_the_variance_of_one_example_is_zero_and_no_division_by_zero(
+    kind: str, weights: list[float]
+) -> None:
+    spec = EpisodeSpec("regression", 1, 2, 2, (3,), 1, 0, dtype=F64)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    learner = MLP(sizes=(4,), norm="running").build(spec)
+    if kind == "torch":
+        learner = from_module(net, spec, policy="running")
+    params, x = learner.init(fold_in(0)), normal(fold_in(1), (2, 3), F64)
+    with training_scope() as scope, padding_scope(torch.tensor(weights, dtype=F64)):
+        learner.apply(params, x)
+        after = scope.updated(params)
+    (name,) = (name for name in after if name.startswith("stats.") and "var" in name)
+    assert after[name].isfinite().all() and (after[name] >= 0).all()
+    if weights[1] == 0:
+        torch.testing.assert_close(after[name], 0.9 * torch.ones(4, dtype=F64))
 
 
 def test_recomputed_inner_steps_normalise_by_the_batch_too() -> None:

@@ -9,7 +9,7 @@ import torch
 from small import F64, gap
 from torch import Tensor, nn
 
-from metalearn.algorithms import MAML, TNet
+from metalearn.algorithms import IMAML, MAML, HessianFreeIMAML, TNet
 from metalearn.inner.adapt import support_loss
 from metalearn.inner.rules import SGD
 from metalearn.models import MLP
@@ -74,3 +74,26 @@ def test_linear_layers_and_convolutions_alone_have_transformations() -> None:
     meta = TNet().build(learner, source.spec).init(fold_in(0)).meta
     sizes = {name: tuple(x.shape) for name, x in meta["transforms"].items()}
     assert sizes == {"conv.weight": (3, 3), "head.weight": (3, 3)}
+
+
+class Names(nn.Module):
+    """Layers with the names that methods once had for parts of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform, self.start = nn.Linear(6, 5), nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.start(torch.tanh(self.transform(x)))))
+
+
+@pytest.mark.parametrize("component", [TNet(), IMAML(), HessianFreeIMAML()])
+def test_any_name_of_a_layer_is_a_layer(component: Any) -> None:
+    source = Clusters("train", 24)
+    method = component.build(from_module(Names().double(), source.spec), source.spec)
+    episode = take(source.sample(fold_in(1), 1), 0)
+    grads, _ = method.task_grad(method.init(fold_in(0)).meta, episode)
+    leaves = grads.get("params", grads)
+    assert {"transform.weight", "start.weight", "head.weight"} <= set(leaves)
+    assert all((leaves[f"{name}.weight"] != 0).any() for name in ("transform", "start"))

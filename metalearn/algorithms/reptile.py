@@ -65,6 +65,7 @@ class Reptile(MethodComponent):
     """
 
     palette_index: ClassVar[int] = 1
+    reads_queries: ClassVar[bool] = False  # in training
     name: Literal["reptile"] = option("reptile", "The method.")
     inner_steps: int = option(
         5, "S, inner steps on minibatches in training.", acts="train", ge=1, le=1000

@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
-from metalearn.inner.heads import is_head
+from metalearn.inner.heads import blank_inputs, is_head
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.predictive import gaussian
 from metalearn.inner.rules import Adam, Rule
@@ -94,8 +94,7 @@ def _outputs(spec: EpisodeSpec) -> int:
 def _width(learner: Learner, params: Params, spec: EpisodeSpec) -> int:
     """Return D, the width of the features."""
     with torch.no_grad():
-        x = torch.zeros(2, *spec.x_shape, dtype=spec.dtype, device=spec.device)
-        return int(learner.features(params, x).shape[-1])
+        return int(learner.features(params, blank_inputs(learner, spec, 2)).shape[-1])
 
 
 def _require_plain_outputs(name: str, learner: Learner, spec: EpisodeSpec) -> None:

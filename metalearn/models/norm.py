@@ -56,7 +56,7 @@ class Norm(nn.Module):
 
     def move_averages(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
         """Move the running averages by a batch of `count` numbers: mean, biased variance [F]."""
-        one_less = count - 1 if isinstance(count, Tensor) else max(count - 1, 1)
+        one_less = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
         record_batch(self.stated_name, {"mean": mean, "var": var * (count / one_less)}, MOMENTUM)
 
     def forward(self, x: Tensor, rows: int | None = None) -> Tensor:

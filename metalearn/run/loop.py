@@ -237,13 +237,13 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
 def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
     """(examples, labels) that training uses of one task.
 
-    Support and query set once, or minibatches, where a method draws them from the support set."""
-    size = getattr(method, "minibatches", (None, None))[0]
-    if size is None:
-        count = spec.ways * (spec.shots + spec.queries)
+    Support and query set once, or what each inner step takes of a support set without queries."""
+    support = spec.ways * spec.shots
+    if getattr(method, "reads_queries", True):
+        count = support + spec.ways * spec.queries
         return count, count
-    examples = size * method.inner_steps
-    return examples, min(examples, spec.ways * spec.shots)
+    examples = (method.minibatches[0] or support) * method.inner_steps
+    return examples, min(examples, support)
 
 
 def validate(job: Job, done: int, state: MetaState) -> Validation:

@@ -47,12 +47,13 @@ class LinearSVM(MethodComponent):
         preprocess = unit if self.normalise else identity
 
         def fit(meta: Meta, support: Batch, step_indices: StepIndices, key: Key) -> list[Tensor]:
-            z = preprocess(learner.features(meta["params"], support.x)).double()
+            features = preprocess(learner.features(meta["params"], support.x))
+            z = features.double()
             y = one_hot(support.y, spec.ways, z.dtype)
             weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight.double()
             kernel = z @ z.T + RIDGE * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
             w = z.T @ coefficients(kernel, y, self.strength * weight, self.iterations)
-            return [w.to(support.x.dtype)]  # [D, N]
+            return [w.to(features.dtype)]  # [D, N]
 
         def predict(meta: Meta, w: Any, support: Batch, query_x: Tensor) -> Tensor:
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))

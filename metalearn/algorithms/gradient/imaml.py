@@ -36,7 +36,7 @@ from metalearn.types import (
     UpdateRule,
 )
 
-START = "start."  # of the fixed parameters: theta, towards which the penalty pulls
+START = "<start>."  # before names of theta, to which the penalty pulls; no layer has such a name
 
 
 class IMAML(MethodComponent):

@@ -16,7 +16,7 @@ from metalearn.tree import trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # with weights [out, ...]
-T = "transform."  # of the fixed parameters, in front of the leaf that a transformation belongs to
+T = "<T>."  # before the leaf that a transformation belongs to; no layer has such a name
 
 
 class TNet(InnerLoop):

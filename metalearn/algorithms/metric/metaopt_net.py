@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
+from metalearn.errors import ConfigError
 from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import is_head
 from metalearn.inner.requirements import require_classes
@@ -47,7 +48,11 @@ class MetaOptNet(MethodComponent):
     outer: Rule = option(Momentum(lr=0.1, schedule="cosine"), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """Build the method for tasks of `spec`; raises ConfigError for regression or a loss."""
         require_classes(self.name, spec)
+        if spec.loss not in (None, "cross_entropy"):
+            text = f"is {spec.loss}, but {self.name} minimises cross-entropy with smoothed labels"
+            raise ConfigError(("loss", f"{text}: omit the loss"))
 
         def init(key: Key) -> Meta:
             start = learner.init(key)

@@ -76,7 +76,7 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel: [B, channels, ...] -> [channels] twice."""
     if (weight := statistics_weight()) is not None:
         mean, var, count = weighted_moments(x, weight)
-        return mean, var * count / (count - correction)
+        return mean, var * count / (count - 1).clamp(min=1) if correction else var
     var, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=correction)
     return mean, var
 
