@@ -20,10 +20,12 @@ BATCH = 64  # images that the network sees at once
 
 
 class FeatureTable:
-    """Features [D] of images by their digests; it grows by `add`."""
+    """Features [D] of images by their digests; it grows by `add`.
 
-    def __init__(self, digests: list[bytes], features: Tensor) -> None:
-        self.digests, self.features = digests, features  # [I, D]
+    `seconds`: what the network took for all of them."""
+
+    def __init__(self, digests: list[bytes], features: Tensor, seconds: float = 0.0) -> None:
+        self.digests, self.features, self.seconds = digests, features, seconds  # [I, D]
         self._rows = {digest: row for row, digest in enumerate(digests)}
 
     def __len__(self) -> int:
@@ -32,9 +34,10 @@ class FeatureTable:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._rows
 
-    def add(self, digests: list[bytes], features: Tensor) -> FeatureTable:
-        """Return a table that also has these features."""
-        return FeatureTable([*self.digests, *digests], torch.cat([self.features, features]))
+    def add(self, digests: list[bytes], features: Tensor, seconds: float) -> FeatureTable:
+        """Return a table that also has these features, which took the network `seconds`."""
+        both = torch.cat([self.features, features])
+        return FeatureTable([*self.digests, *digests], both, self.seconds + seconds)
 
     def look_up(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Return features [B, D] of x [B, *X]; those that the table lacks are computed."""

@@ -34,6 +34,7 @@ from metalearn.run.directory import (
     write_start,
 )
 from metalearn.run.extra_tests.along import test_along
+from metalearn.run.features import record_validation_features
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
 from metalearn.run.loop import train, validate
@@ -126,6 +127,7 @@ def run(job: Job) -> Result:
     job = search(job)
     job, state = warm_start(job)
     job, plan = plan_execution(job, state)
+    record_validation_features(job)
     with _resume_hint(job.folder), open_tracker(job.folder, job.experiment, figures) as tracker:
         job = replace(job, tracker=tracker)
         copy_earlier_choice(job)
