@@ -8,6 +8,7 @@ Axis letters, the same in every comment of the project:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -197,6 +198,14 @@ class EpisodeSpec:
     @property
     def classification(self) -> bool:
         return self.kind == "classification"
+
+    @property
+    def class_sets(self) -> int | None:
+        """How many sets of N classes the split has; None where tasks are not made of classes.
+
+        A source whose tasks cannot have every set states its own number as `class_sets`."""
+        has_sets = self.classification and self.num_classes >= self.ways
+        return math.comb(self.num_classes, self.ways) if has_sets else None
 
     @property
     def metric(self) -> str:

@@ -9,10 +9,9 @@ from typing import Any, cast
 from metalearn.errors import ConfigError
 from metalearn.evaluate.decision.totals import CLEAR
 from metalearn.report.numbers import amount, level
-from metalearn.results import records
+from metalearn.results import costs, records
 from metalearn.results.break_even.recommendation import Question, Recommendation, recommend
 from metalearn.results.comparison import collect, read_comparison
-from metalearn.results.costs import AXES
 from metalearn.results.records import Json
 
 MOST = 10**12
@@ -26,8 +25,8 @@ def recommendation(
     task_count = _parse_integer("--tasks", tasks, 1, problems)
     query_count = None if queries is None else _parse_integer("--queries", queries, 0, problems)
     threshold = None if target is None else _parse_number("--target", target, problems)
-    if axis not in AXES:
-        problems.append(("--axis", f"must be one of {', '.join(AXES)} (got {axis!r})"))
+    if axis not in costs.AXES:
+        problems.append(("--axis", f"must be one of {', '.join(costs.AXES)} (got {axis!r})"))
     comparison, groups = _load_comparison(root, problems)
     default_target = comparison.get("target") if comparison else None
     if comparison and len(groups) < 2:
@@ -44,10 +43,9 @@ def recommendation(
         problems.append(("--target", f"must be above chance, {chance:.3g} (got {threshold:g})"))
     if problems or comparison is None or default_target is None or task_count is None:
         raise ConfigError(*problems)
-    tested_queries = (comparison.get("decision_map") or {}).get("as_tested", 1)
     question = Question(
         task_count,
-        int(tested_queries) if query_count is None else query_count,
+        (costs.query_count(groups[0].first) or 1) if query_count is None else query_count,
         float(default_target["value"]) if threshold is None else threshold,
         cast(Any, axis),
     )
@@ -100,6 +98,9 @@ def paragraph(recommended: Recommendation, comparison: Json) -> str:
     name = f"a target of {level(question.target, metric)} {metric}"
     setting = f"{question.tasks:,} new tasks with {question.queries:,} queries each at {name}"
     parts = [f"For {setting},"]
+    if not recommended.has_totals:
+        parts.append("there is no recommendation: the cost of no method is known.")
+        return " ".join([*parts, *_failed_checks(comparison), *_left_out(recommended)])
     if recommended.label is None:
         qualifier = " whose cost is known" if recommended.left_out else ""
         parts.append(f"no method{qualifier} solves half of the test tasks.")
@@ -127,10 +128,10 @@ def _recommendation_sentences(recommended: Recommendation) -> list[str]:
             f"{recommended.question.tasks:,} solved tasks."
         )
     if recommended.runner_up is not None and recommended.runner_up_total is not None:
-        ratio = recommended.runner_up_total / total if total else math.inf
         other = amount(recommended.runner_up_total, axis)
+        ratio = f", {recommended.runner_up_total / total:.3g} times as much" if total else ""
         name = f"{recommended.runner_up}{_stopped_clause(recommended.runner_up_step)}"
-        parts.append(f"The runner-up is {name}: {other}, {ratio:.3g} times as much.")
+        parts.append(f"The runner-up is {name}: {other}{ratio}.")
     else:
         qualifier = " whose cost is known" if recommended.left_out else ""
         parts.append(f"No other method{qualifier} reaches the target.")
@@ -162,12 +163,16 @@ def _caveats(recommended: Recommendation, comparison: Json, metric: str) -> list
         )
         value = level(border.value, metric)
         parts.append(f"The recommendation changes at a target of {value}: {outcome}.")
+    return [*parts, *_failed_checks(comparison), *_left_out(recommended)]
+
+
+def _failed_checks(comparison: Json) -> list[str]:
     failed = [check["name"] for check in comparison["checks"] if not check["passed"]]
-    if failed:
-        parts.append(f"Failed checks: {'; '.join(failed)}.")
-    for label, why in recommended.left_out.items():
-        parts.append(f"Left out: {label} ({why}).")
-    return parts
+    return [f"Failed checks: {'; '.join(failed)}."] if failed else []
+
+
+def _left_out(recommended: Recommendation) -> list[str]:
+    return [f"Left out: {label} ({why})." for label, why in recommended.left_out.items()]
 
 
 def run(root: Path, tasks: str, queries: str | None, target: str | None, axis: str) -> None:

@@ -92,10 +92,13 @@ def _interval_over_both(column: Array | None) -> Json:
 
 
 def _reliability(group: Group, column: Array) -> float | None:
-    """Return the reliability of the headline accuracy of one task; None for a loss."""
+    """Return the reliability of the headline accuracy of one task.
+
+    None for a loss, and where tasks differ in their number of queries."""
     task = group.first.task
     queries = int(task.get("ways") or 0) * int(task.get("queries") or 0)
-    return binomial_reliability(column, queries) if group.metric == "accuracy" else None
+    has_one_size = group.metric == "accuracy" and "ranges" not in task
+    return binomial_reliability(column, queries) if has_one_size else None
 
 
 def _tasks_ci95(group: Group, column: Array | None) -> float | None:

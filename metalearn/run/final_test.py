@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -155,9 +154,8 @@ MANY = 10**9  # sets of classes; more are not distinguished
 
 def _pool(source: TaskSource, key: str) -> dict[str, int]:
     """Return how many different groups or sets of classes tasks are sampled from, if known."""
-    spec, pool_size = source.spec, getattr(source, "groups", None)
-    if spec.classification and spec.num_classes >= spec.ways:
-        pool_size = min(math.comb(spec.num_classes, spec.ways), MANY)
+    class_sets = getattr(source, "class_sets", source.spec.class_sets)
+    pool_size = getattr(source, "groups", None) if class_sets is None else min(class_sets, MANY)
     return {} if pool_size is None else {key: pool_size}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -162,6 +163,7 @@ class _AlphabetSource(_DrawerSource):
         ends = np.cumsum(sizes)
         large = [number for number, size in enumerate(sizes) if size >= spec.ways]
         self.facts["alphabets"] = len(large)
+        self.class_sets = sum(math.comb(sizes[number], spec.ways) for number in large)
         self._largest = max(sizes)
         self._first = torch.tensor([int(ends[n]) - sizes[n] for n in large], device=spec.device)
         self._size = torch.tensor([sizes[number] for number in large], device=spec.device)
@@ -185,6 +187,7 @@ class _RunSource(_DrawerSource):
 
     def __init__(self, pool: Tensor, spec: Any, runs: list[Run], **more: Any) -> None:
         super().__init__(pool, spec, **more)
+        self.class_sets = len({run[0] for run in runs})
         self._runs = torch.tensor(runs, device=spec.device)  # [20, 3]
 
     def _classes(self, keys: Tensor, numbers: Tensor) -> Tensor:

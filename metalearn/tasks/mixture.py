@@ -233,6 +233,8 @@ class MixtureSource:
         self.data_sha256 = sha256_of_text(" ".join(hashes)) if any(hashes) else ""
         counts: list[Any] = [getattr(item, "groups", None) for item in self._sources]
         self.groups: int | None = None if None in counts else sum(counts)
+        sets: list[Any] = [getattr(x, "class_sets", x.spec.class_sets) for x in self._sources]
+        self.class_sets: int | None = None if None in sets else sum(sets)
         self.has_object_columns = any(
             getattr(item, "has_object_columns", False) for item in self._sources
         )

@@ -70,20 +70,21 @@ class PMF(MethodComponent):
                 logits = negative_squared_distance(z, centres_of(params, support))
                 return weighted_loss(loss_of, logits, queries)
 
-        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[dict[str, Any]]:
             places = torch.arange(support.x.shape[0], device=support.x.device)
             changed = augment(support.x, fold_in(key, CHANGED, places), changes)
             x, y = torch.cat([support.x, changed]), torch.cat([support.y, support.y])
             weight = None if support.weight is None else support.weight.repeat(2)
             both = Batch(x, y, weight)
-            return adapt(loss, meta["params"], rule, both, at[-1], keep=at).points
+            points = adapt(loss, meta["params"], rule, both, at[-1], keep=at).points
+            return [{"params": point, "centres": centres_of(point, support)} for point in points]
 
         def init(key: Key) -> Meta:
             return {"params": partition(learner.init(key), is_head)[1]}
 
-        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = learner.features(params, query_x, context=support.x)
-            return negative_squared_distance(z, centres_of(params, support))
+        def predict(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = learner.features(adapted["params"], query_x, context=support.x)
+            return negative_squared_distance(z, adapted["centres"])
 
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, inner_steps=0, init=init)

@@ -14,6 +14,7 @@ from metalearn.evaluate.comparable import MethodCosts
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.statistics.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved, least_level
+from metalearn.results.break_even.missing import describe_missing
 from metalearn.results.break_even.solved import Stop, point_of, stopped_outcomes
 from metalearn.results.break_even.target import primary_level
 from metalearn.results.contrasts import Pair
@@ -35,7 +36,7 @@ OTHER_LEVEL = "an estimate: verdicts are at the level next to the target"
 CHOSEN_LEVEL = "an estimate: the level was chosen on these tasks"
 
 
-FREE_TO_US = "the pretraining of {} is excluded, as its published cost is unknown"
+UNPUBLISHED = "the cost of the pretraining of {} was not published"
 
 
 class CostScope(NamedTuple):
@@ -54,6 +55,7 @@ class VerdictRule(NamedTuple):
     timing_problems: dict[str, str]  # label -> why its seconds decide nothing
     # labels whose only unknown cost is that of pretrained weights
     unknown_pretraining: dict[Axis, frozenset[str]]
+    partial: dict[str, str]  # label -> which of its seeds have no result
 
     def on(self, axis: Axis, count: BreakEven, *, is_primary: bool = True) -> Json:
         """Return `contrast`, `verdict` and `why` of a row; `is_primary`: it may have a verdict."""
@@ -61,8 +63,8 @@ class VerdictRule(NamedTuple):
         untimed_labels = [name for name in (count.a, count.b) if name in self.timing_problems]
         verdict, why = str(count.verdict), count.why
         unknown = self.unknown_pretraining[axis]
-        if free_labels := [name for name in (count.a, count.b) if name in unknown]:
-            why = FREE_TO_US.format(" and ".join(free_labels))
+        if unpriced := [name for name in (count.a, count.b) if name in unknown]:
+            why = f"{why} ({UNPUBLISHED.format(' and '.join(unpriced))})"
         if not contrast or not is_primary:
             open_ends = verdict in ("not_reached", "undecided") and why
             estimate = OTHER_LEVEL if contrast else NO_CONTRAST
@@ -70,6 +72,8 @@ class VerdictRule(NamedTuple):
         elif axis == "seconds" and untimed_labels and verdict != "not_reached":
             reasons = "; ".join(f"{name}: {self.timing_problems[name]}" for name in untimed_labels)
             verdict, why = "undecided", f"{NO_TIMING} ({reasons})"
+        elif partial_rows := [self.partial[n] for n in (count.a, count.b) if n in self.partial]:
+            verdict, why = "undecided", "; ".join(partial_rows)
         return {"contrast": contrast, "verdict": verdict, "why": why}
 
 
@@ -82,9 +86,9 @@ def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> Ver
         )
         for axis in AXES
     }
-    return VerdictRule(
-        frozenset(map(frozenset, contrast_pairs)), seconds_problems(groups), unknown_pretraining
-    )
+    partial_rows = {group.label: why for group in groups if (why := describe_missing(group))}
+    pairs = frozenset(map(frozenset, contrast_pairs))
+    return VerdictRule(pairs, seconds_problems(groups), unknown_pretraining, partial_rows)
 
 
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
@@ -261,7 +265,9 @@ def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]
 def _line(group: Group, target: Json | None) -> Json | None:
     costs = method_costs(group, target, "flops")
     each = None if costs.found is None else cost_per_solved(costs.found)
-    if costs.up_front is None or costs.found is None or not each:
+    if costs.up_front is None or costs.found is None or each is None or not np.isfinite(each):
         return None
     up, share = float(costs.up_front.mean()), float(costs.found.solved.mean())
+    if up + each == 0:
+        return None  # a line at zero has no place on a logarithmic axis
     return {"label": group.label, "up_front": up, "per_solved": each, "share": share}

@@ -14,7 +14,8 @@ from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.decision.totals import Candidate, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
-from metalearn.results.break_even.counts import FREE_TO_US, origin
+from metalearn.results.break_even.counts import UNPUBLISHED, origin
+from metalearn.results.break_even.missing import describe_missing
 from metalearn.results.break_even.solved import point_of
 from metalearn.results.costs import (
     QUERIES,
@@ -56,6 +57,7 @@ def find_candidates(
     few = [group.label for group in rows if len(group.runs) < LEAST_SEEDS]
     untimed = list(seconds_problems(rows)) if axis == "seconds" else []
     why = f"fewer than {LEAST_SEEDS} seeds: {', '.join(few)}" if few else ""
+    why = "; ".join(filter(None, [why, *map(describe_missing, rows)]))
     if untimed and not why:
         why = f"seconds that allow no verdict (see the checks): {', '.join(untimed)}"
     return Candidates(candidates, left_out, why)
@@ -135,7 +137,7 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
         if value is None
     ]
     if missing == ["the cost before the first task"] and only_pretraining_unknown(run, axis):
-        return FREE_TO_US.format(run.label)
+        return UNPUBLISHED.format(run.label)
     if missing or before is None or each is None or answers is None:
         return f"unknown or not measured: {', '.join(missing)}"
     return before, float(each[point_of(run)]) + answers[0], answers[1]

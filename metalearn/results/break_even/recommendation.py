@@ -4,6 +4,7 @@ The same totals and the same bootstrap as `decision_map`, so that both agree."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from metalearn.evaluate.decision.totals import Candidate, decide, total_interval
 from metalearn.results.break_even.decision_map import find_candidates, target_grid
 from metalearn.results.records import Array, Group, Json
 
-PLACES = 281  # numbers of tasks from 1 to 1e7 among which a border is searched
-LARGEST = 7.0  # log10 of the most tasks
+PLACES = 40  # numbers of tasks per power of ten, among which a border is searched
+LARGEST = 7  # log10 of the most tasks; more, up to 100 times those of the question
 
 
 class Question(NamedTuple):
@@ -41,6 +42,7 @@ class Recommendation(NamedTuple):
     question: Question
     left_out: dict[str, str]  # label -> why it is not a candidate
     unsettled: str  # why rows of these seeds settle nothing; empty where they may
+    has_totals: bool = True  # whether the costs of any method are known
     label: str | None = None
     total: float | None = None
     interval: tuple[float, float] | None = None  # 95 %; None with one seed
@@ -62,7 +64,7 @@ def recommend(
     candidates = find_candidates(groups, metric, [question.target], question.axis)
     nothing = Recommendation(question, left_out=candidates.left_out, unsettled=candidates.unsettled)
     if not candidates.members:
-        return nothing
+        return nothing._replace(has_totals=False)
     decision = decide(candidates.members, [question.tasks], [question.queries])
     cells: Array = decision.totals[:, 0, 0, 0]
     place = int(decision.winner[0, 0, 0])
@@ -100,7 +102,9 @@ def _border(
 
     The totals that cross are those of the checkpoints on both sides of the border."""
     if place >= 0:
-        numbers = np.unique(np.concatenate([np.logspace(0, LARGEST, PLACES), [question.tasks]]))
+        last = max(LARGEST, math.ceil(math.log10(question.tasks)) + 2)
+        grid = np.logspace(0, last, PLACES * last + 1)
+        numbers = np.unique(np.concatenate([grid, [question.tasks]]))
         winners = decide(candidates, numbers, [question.queries], draws=1).winner[0, 0]
         names = np.asarray([one.label for one in candidates])
         others = np.flatnonzero(names[winners] != names[place])

@@ -95,7 +95,7 @@ def target_levels(groups: Sequence[Group], target: Json | None) -> list[float]:
     run = groups[0].first
     levels = (run.config.get("evaluate") or {}).get("targets") or []
     size = int(run.task.get("ways") or 0) * int(run.task.get("queries") or 0)
-    on_grid = target["metric"] == "accuracy" and size > 0 and not run.task.get("ranges")
+    on_grid = target["metric"] == "accuracy" and size > 0 and "ranges" not in run.task
     rounded_levels = [
         math.ceil(float(level) * size - 1e-6) / size if on_grid else level for level in levels
     ]

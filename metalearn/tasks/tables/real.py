@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -76,6 +77,9 @@ class RealTableSource(RowSource):
         super().__init__(rows, None, counts, spec, data_sha256)
         self.names = [NAMES[number] for number in numbers]
         sizes = [min(table_of_class.count(number), spec.ways) for number in numbers]
+        self.class_sets = sum(
+            math.comb(table_of_class.count(number), size) for number, size in zip(numbers, sizes)
+        )
         self.chance = sum(1 / size for size in sizes) / len(sizes)
         self._table_of_class = torch.tensor(table_of_class, device=spec.device)
         self._numbers = torch.tensor(numbers, device=spec.device)
