@@ -96,3 +96,9 @@ def test_a_step_is_as_long_as_the_loss_falls(curvature: float, expected: float) 
     at, step = {"x": torch.ones((), dtype=F64)}, {"x": torch.tensor(curvature, dtype=F64)}
     objective = lambda params: curvature / 2 * params["x"].square()  # noqa: E731
     assert step_length(objective, at, step, step["x"].square()) == expected
+
+
+def test_a_rate_that_would_have_no_effect_is_refused() -> None:
+    assert HessianFreeIMAML(inner_lr=0.1).inner_lr == IMAML().inner_lr
+    with pytest.raises(ValueError, match=r"inner_lr has no effect here \(got 0\.2\)"):
+        HessianFreeIMAML(inner_lr=0.2)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.algorithms.gradient.imaml import IMAML
@@ -34,11 +35,18 @@ class HessianFreeIMAML(IMAML):
     """
 
     # The paper leaves the details of its solver open, and the authors' code does not contain it.
-    # `inner_lr` has no use here.
     rate_is_input: ClassVar[bool] = False
     name: Literal["imaml_hessian_free"] = option("imaml_hessian_free", "The method.")  # type: ignore[assignment]
     inner_steps: int = option(3, "S, Newton steps in training.", acts="train", ge=1, le=1000)
     newton_cg_steps: int = option(5, "Conjugate gradient steps per Newton step.", ge=1, le=100)
+    inner_lr: float = option(0.1, "Without effect here: the line search sets the step.", gt=0)
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> HessianFreeIMAML:
+        if self.inner_lr != type(self).model_fields["inner_lr"].default:
+            text = f"inner_lr has no effect here (got {self.inner_lr:g}): a line search sets the "
+            raise ValueError(text + "length of a Newton step, and its direction newton_cg_steps")
+        return self
 
     def inner_rule(self, spec: EpisodeSpec, objective: Callable[[Params], Tensor]) -> UpdateRule:
         """A Newton step on `objective`, the penalised loss of one task, without noise."""

@@ -33,11 +33,12 @@ class MetaOptNet(MethodComponent):
     ('adapt', 'predict')
     """
 
-    # R2-D2 learns the strength too; here it is a field, as in the authors' code (50).
+    # R2-D2 learns the strength too; here it is a field, as in the authors' code (50). Theirs fits
+    # 2 Y and starts its scale at 1: here 2. Departure: the logarithm of the scale is learned.
     family: ClassVar[str] = "metric"
     name: Literal["metaopt_net"] = option("metaopt_net", "The method.")
     strength: float = option(50.0, "Weight of the squared norm of W.", gt=0)
-    scale: float = option(7.0, "Initial value of the scale.", acts="train", gt=0)
+    scale: float = option(2.0, "Initial value of the scale.", acts="train", gt=0)
     smoothing: float = option(
         0.1,
         "Label smoothing: fraction of a label spread over the other classes.",
