@@ -41,8 +41,9 @@ FILE = "comparison.json"
 # need 3; a cell of the map is settled only if its shares are, by intervals; no verdict in
 # seconds of training that waited for cores. 7: a method is off or on the front by tested
 # differences of scores; no verdict in seconds of a method with a slow round; a cell
-# that no method reaches is settled if all surely miss it.
-RULES = 7
+# that no method reaches is settled if all surely miss it. 8: a row with seeds that have
+# no result decides nothing; tasks of several sizes have no reliability.
+RULES = 8
 
 
 def compare(
