@@ -96,6 +96,7 @@ class TaskComponent(Component, ABC):
     """Where tasks come from; `source` is its name in a file."""
 
     default_model: ClassVar[str] = ""  # where the file names no model; "": the common default
+    split_fields: ClassVar[tuple[str, ...]] = ()  # that say which classes or rows a split has
     source: str
     _ranges: dict[str, Range] = PrivateAttr(default_factory=dict)
 
@@ -174,9 +175,8 @@ class TaskComponent(Component, ABC):
         return {name: getattr(self, name) for name in self.fixed_by_training()}
 
     def contradictions(self, trained: TaskComponent) -> list[tuple[str, str]]:
-        """Return why a network trained on the resolved `trained` would misread these tasks.
-
-        They are (field, sentence) pairs; empty for tasks of another source."""
+        """Return (field, sentence) pairs: why a network trained on the resolved `trained` would
+        misread these tasks. Empty for tasks of another source."""
         if type(self) is not type(trained):
             return []
         before, now = trained.fixed_values, self.fixed_values

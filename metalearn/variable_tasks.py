@@ -63,8 +63,8 @@ class VariableSource:
         )
         query_mask = query_labels < ways.unsqueeze(-1)
         return Episode(
-            support._replace(weight=support_mask.to(spec.dtype)),
-            query._replace(weight=query_mask.to(spec.dtype)),
+            _masked(support, support_mask.to(spec.dtype)),
+            _masked(query, query_mask.to(spec.dtype)),
             {**info, "ways": ways, "shots": shots},
         )
 
@@ -86,6 +86,11 @@ class VariableSource:
         if name.startswith("__") or name == "_source":
             raise AttributeError(name)
         return getattr(self._source, name)
+
+
+def _masked(batch: Batch, mask: Tensor) -> Batch:
+    """The batch with padding by `mask` [T, B] in addition to that of its source."""
+    return batch._replace(weight=mask if batch.weight is None else mask * batch.weight)
 
 
 def sample_ways(keys: Key, ends: Range) -> Tensor:

@@ -13,7 +13,7 @@ from metalearn.config.experiment import Experiment, once
 from metalearn.config.file import PYTHON
 from metalearn.config.inputs import input_problems
 from metalearn.config.misfits import choices_by_seen_classes, contradictions, misfits
-from metalearn.config.sources import LazySource, make_record
+from metalearn.config.sources import FUNCTION, LazySource, make_record
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hashes_of, held, hold, name_of
 from metalearn.interop import with_engine
@@ -63,8 +63,9 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
             return None
 
     train = source(experiment.task, "train", "task")
+    test_task = _without_augmentation(experiment.test_task)
     sources = {
-        split: source(experiment.test_task, split, "evaluate.task")
+        split: source(test_task, split, "evaluate.task")
         for split in dict.fromkeys(("train", "valid", experiment.evaluate.split))
     }
     if train is None or any(made is None for made in sources.values()):
@@ -74,6 +75,11 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     if to_train:
         _check_inputs({"task": train, "evaluate.task": test}, learner, methods)
     return Parts(device, train, sources["train"], sources["valid"], test, learner, *methods)
+
+
+def _without_augmentation(task: Any) -> Any:
+    """Tasks in the form of the test, whose images are as they are in the training split too."""
+    return task.model_copy(update={"augment": ()}) if getattr(task, "augment", ()) else task
 
 
 def _check_inputs(
@@ -98,7 +104,8 @@ def build_to_test(
     `recorded` is the result of `make_records` at the beginning of the run. With `same_test` the
     test tasks are those of the run, and are also built at first use. Without records all parts are
     built as for training."""
-    if "train" not in recorded:
+    losses = {record.get("loss") for record in recorded.values()}
+    if "train" not in recorded or (FUNCTION in losses and experiment.loss is None):
         return build(experiment)
     device = device_of(experiment.run.device)
     dtype, split = DTYPES[experiment.run.dtype], experiment.evaluate.split
@@ -117,9 +124,10 @@ def build_to_test(
             lazy.spec = replace(lazy.spec, loss=_given_loss(loss))
         return lazy
 
-    sources = {name: source(experiment.test_task, name, "evaluate.task") for name in SPLITS}
+    test_task = _without_augmentation(experiment.test_task)
+    sources = {name: source(test_task, name, "evaluate.task") for name in SPLITS}
     test_record = recorded.get("test") if same_test else None
-    test: TaskSource = source(experiment.test_task, split, "evaluate.task", test_record)
+    test: TaskSource = source(test_task, split, "evaluate.task", test_record)
     if test_record is None:
         assert isinstance(test, LazySource)
         test = test.built()

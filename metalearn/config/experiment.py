@@ -25,7 +25,7 @@ from metalearn.config.file import (
     method_problems,
     parse_entry,
 )
-from metalearn.config.overrides import apply_overrides
+from metalearn.config.overrides import apply_overrides, lay_over, with_overlay
 from metalearn.config.plugins import load_entry_points, load_plugins, plugins_of, unloaded
 from metalearn.config.registry import METHODS, TABLES
 from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange, low_targets
@@ -260,12 +260,12 @@ def _experiment(
     before = len(problems)
     entry = parse_entry(item, comparison, place, problems)
     task, test_task = _tasks(file, entry, problems)
-    model_values = _with_overlay(file.model, entry.overlay("model"), "name")
     default_model = (task and task.default_model) or DEFAULT_MODEL
+    model_values = with_overlay(file.model, entry.overlay("model"), "name", default_model)
     model = _component("models", model_values, default_model, "model", problems)
     method, contains, found = _method(entry, place, problems)
     sections: dict[str, Any] = {
-        key: validated(kind, {**getattr(file, key), **entry.overlay(key)}, key, problems)
+        key: validated(kind, lay_over(getattr(file, key), entry.overlay(key)), key, problems)
         for key, kind in SECTIONS.items()
     }
     base_method = method if contains is None else contains
@@ -302,12 +302,12 @@ def _plugins(file: File, *components: Any) -> tuple[str, ...]:
 
 def _tasks(file: File, entry: Entry, problems: Problems) -> tuple[Any, Any]:
     """Return (training tasks, test tasks); `evaluate.task` overrides the file's task section."""
-    values = _with_overlay(file.task, entry.overlay("task"), "source")
+    values = with_overlay(file.task, entry.overlay("task"), "source", DEFAULT_TASK)
     task = _component("tasks", values, DEFAULT_TASK, "task", problems)
     overlay = file.evaluate.get("task") or {}
     if not isinstance(overlay, dict):
         return task, task  # a problem of the evaluate section
-    values = _with_overlay(file.task, overlay, "source")
+    values = with_overlay(file.task, overlay, "source", DEFAULT_TASK)
     return task, _component("tasks", values, DEFAULT_TASK, "evaluate.task", problems)
 
 
@@ -348,13 +348,6 @@ def _low_targets(evaluate: Any, task: Any) -> Problems:
     if not isinstance(evaluate, Evaluate) or type(ways) is not int or ways < 2:
         return []
     return low_targets(evaluate, ways)
-
-
-def _with_overlay(base: dict[str, Any], overlay: dict[str, Any], tag: str) -> dict[str, Any]:
-    """Merge an overlay into a section; with another component it replaces the whole section."""
-    base_name = base.get(tag, DEFAULT_TASK if tag == "source" else overlay.get(tag))
-    is_other_component = tag in overlay and overlay[tag] != base_name
-    return dict(overlay) if is_other_component else {**base, **overlay}
 
 
 def _component(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metalearn.component import TaskComponent
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Run
 from metalearn.executors.executor import COMPILED, why_not
@@ -60,11 +61,25 @@ def contradictions(experiment: Experiment) -> list[tuple[str, str]]:
     problems = [
         (f"evaluate.task.{name}", text) for name, text in task.contradictions(experiment.task)
     ]
+    problems += _other_splits(task, experiment.task)
     most = task.num_test_tasks if evaluate.split == "test" else None
     if most is not None and evaluate.episodes > most:
         text = f"must be at most {most}, the number of test tasks (got {evaluate.episodes})"
         problems.append(("evaluate.episodes", text))
     return problems
+
+
+def _other_splits(task: TaskComponent, trained: TaskComponent) -> list[tuple[str, str]]:
+    """Return fields by which test tasks of the data of training are split in another way."""
+    path = getattr(task, "path", "")
+    if type(task) is not type(trained) or path is None or path != getattr(trained, "path", ""):
+        return []
+    why = "classes or rows of the training would be in the test"
+    return [
+        (f"evaluate.task.{name}", f"is {now!r}, and in training {before!r}: {why}")
+        for name in task.split_fields
+        if (now := getattr(task, name)) != (before := getattr(trained, name))
+    ]
 
 
 def _same_source(experiment: Experiment) -> bool:

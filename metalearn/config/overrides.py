@@ -136,3 +136,21 @@ def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
         data[part] = inner
         data = inner
     data[path[-1]] = value
+
+
+def lay_over(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return a section with an overlay; sections inside it, such as `validate`, are merged too."""
+    merged = dict(base)
+    for name, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = lay_over(base[name], value) if both else value
+    return merged
+
+
+def with_overlay(
+    base: dict[str, Any], overlay: dict[str, Any], tag: str, default: str
+) -> dict[str, Any]:
+    """Merge an overlay into a section; with another component it replaces the whole section."""
+    base_name = base.get(tag, default)
+    is_other_component = tag in overlay and overlay[tag] != base_name
+    return dict(overlay) if is_other_component else {**base, **overlay}

@@ -15,6 +15,7 @@ from metalearn.logger import warn_once
 from metalearn.types import EpisodeSpec, TaskSource
 
 FIELDS = ("kind", "ways", "shots", "queries", "x_shape", "outputs", "num_classes", "split")
+FUNCTION = "function"  # in the record of a source whose loss has no name
 
 # In records whose hash is of the values in all columns. Before, that of a column of objects was of
 # their addresses.
@@ -102,6 +103,8 @@ def make_record(source: TaskSource) -> dict[str, Any] | None:
         "x_shape": list(spec.x_shape),
         "data_sha256": getattr(source, "data_sha256", ""),
         HASH_VERSION: 2,
+        "padded": spec.padded,
+        "loss": FUNCTION if callable(spec.loss) else spec.loss,
         "facts": dict(getattr(source, "facts", {})),
     }
 
@@ -110,4 +113,6 @@ def spec_from_record(record: Mapping[str, Any], device: str, dtype: torch.dtype)
     """Return the spec of a record that `make_record` wrote."""
     values = {name: record[name] for name in FIELDS}
     values["x_shape"] = tuple(values["x_shape"])
+    loss = record.get("loss")
+    values |= {"padded": record.get("padded", False), "loss": None if loss == FUNCTION else loss}
     return EpisodeSpec(**values, device=device, dtype=dtype)

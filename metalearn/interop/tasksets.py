@@ -210,6 +210,9 @@ class SourceTaskset:
         if num_tasks != -1 and num_tasks < 1:
             text = f"must be -1 (infinite) or positive (got {num_tasks})"
             raise ConfigError(("num_tasks", text))
+        if source.spec.padded:
+            text = "has tasks of several sizes, and a Taskset has no place for what is padding"
+            raise ConfigError(("source", f"{text}: use one number of ways and shots"))
         self.source, self.key, self.num_tasks = source, key, num_tasks
 
     def __len__(self) -> int:

@@ -17,7 +17,17 @@ from metalearn.evaluate import random_effects, stats
 from metalearn.evaluate.random_effects import LEVEL, satterthwaite
 from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.costs import learning_cost, up_front_cost
-from metalearn.results.records import Group, Json, Run, at, group, load, mean, run_directories
+from metalearn.results.records import (
+    Array,
+    Group,
+    Json,
+    Run,
+    at,
+    group,
+    load,
+    mean,
+    run_directories,
+)
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import read_json
 from metalearn.storage.schema import Maybe, Open, Text, check_schema
@@ -168,15 +178,14 @@ def cell_result(
 
     `reduced`: why the schedule is not the published one; `departures`: what differs though it is. A
     loss excludes tasks that diverged."""
-    first, metric = row.first, row.metric
-    head, point = first.result["headline"], first.steps.index(step)
+    first, metric, head = row.first, row.metric, row.first.result["headline"]
+    point = first.steps.index(step)
     diverged_shares = [at(run.test.get("diverged"), point) for run in row.runs]
     use_converged = metric == "loss" and any(diverged_shares) and "loss_converged" in first.test
     name = "loss_converged" if use_converged else metric
     values = [at(run.test.get(name), point) for run in row.runs]
     halves = [at(run.test.get(f"{name}_ci95"), point) for run in row.runs]
     scores = None if use_converged else row.pooled_scores(metric)
-    estimate = None if scores is None else random_effects.estimate(scores[:, :, point])
     return {
         **_schedule(reduced, departures, (first.result.get("facts") or {}).get("pixels", "")),
         "experiment": str(first.result.get("experiment")),
@@ -190,7 +199,7 @@ def cell_result(
         ],
         "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
-        "interval": _interval_over_seeds(estimate),
+        "interval": None if scores is None else _interval_over_seeds(scores[:, :, point]),
         "converged_only": use_converged,
         "tasks": row.test_tasks,
         "published": published,
@@ -199,15 +208,15 @@ def cell_result(
         "command": command,
         "seconds": [run.result.get("seconds") for run in row.runs],
         "flops": mean([up_front_cost(run, "flops") for run in row.runs]),
-        "config_hash": first.result.get("config_hash"),
         "validation": _learning_curve(row),
         **_machine(first),
     }
 
 
-def _interval_over_seeds(estimate: random_effects.Estimate | None) -> list[float] | None:
-    """Return the interval for new seeds and new tasks; None with too few seeds."""
-    if estimate is None or not estimate.ci95 or estimate.seeds < random_effects.LEAST_SEEDS:
+def _interval_over_seeds(scores: Array) -> list[float] | None:
+    """Return the interval of scores [S, E] for new seeds and new tasks; None with too few seeds."""
+    estimate = random_effects.estimate(scores)
+    if not estimate.ci95 or estimate.seeds < random_effects.LEAST_SEEDS:
         return None
     return list(estimate.ci95)
 
@@ -266,6 +275,7 @@ def _schedule(why_reduced: str, departures: str, pixels: str) -> Json:
 def _machine(run: Run) -> Json:
     facts = run.environment
     return {
+        "config_hash": run.result.get("config_hash"),
         "commit": run.result.get("git"),
         "date": str(facts.get("started", ""))[:10],
         "hardware": {name: facts.get(name) for name in ("cpu", "cores", "device")},

@@ -37,6 +37,7 @@ from metalearn.run.plan import Execution, replan_if_slow
 from metalearn.run.progress import Progress
 from metalearn.run.signals import finishing_step, stop
 from metalearn.storage.checkpoint import steps_in
+from metalearn.storage.files import append_lines
 from metalearn.tree import tree_map
 from metalearn.types import EpisodeSpec, MetaState, Metrics
 
@@ -60,7 +61,8 @@ def train(job: Job, execution: Execution, start: MetaState) -> tuple[Job, MetaSt
             # The first step of a process, and the first call of a graph, compiles or fills caches.
             compiles = done == first or count not in captured
             timed = job.ledger.span("compile") if compiles else nullcontext()
-            with timed, _save_if_rank_lost(job, done, state, validations):
+            unsaved = (done - recorded_until, flops, buffer)
+            with timed, _save_if_rank_lost(job, done, state, validations, unsaved):
                 state, step_metrics = _run_steps(execution, state, done, count)
             captured.add(count)
             buffer += list(enumerate(step_metrics, done + 1))
@@ -69,8 +71,7 @@ def train(job: Job, execution: Execution, start: MetaState) -> tuple[Job, MetaSt
             saving = stopping or validating or _due(done, run.meta_steps, run.checkpoint_every)
             saving = saving or done in checkpoint_steps
             if saving or _due(done, run.meta_steps, run.log_every):
-                _log(job, buffer, progress)
-                buffer = []
+                buffer = _log(job, buffer, progress)
             if saving:
                 _check_finite(state, done)
                 _record_steps(job, done - recorded_until, flops)
@@ -163,9 +164,14 @@ def _raise_diverged(job: Job) -> Iterator[None]:
 
 @contextmanager
 def _save_if_rank_lost(
-    job: Job, done: int, state: MetaState, validations: tuple[Validation, ...]
+    job: Job,
+    done: int,
+    state: MetaState,
+    validations: tuple[Validation, ...],
+    unsaved: tuple[int, Entry, Buffer],
 ) -> Iterator[None]:
-    """Save the state before the step if another process dies in it.
+    """Save the state before the step if another process dies in it, with what is `unsaved`: steps
+    that are not in the ledger yet, the FLOPs of one, and metrics.
 
     Not if that process held a part of the task state, nor if the device waits for its part of a
     sum."""
@@ -174,6 +180,11 @@ def _save_if_rank_lost(
     except RankLost as error:
         ended = finishes(job.parts.device, lambda: LOST_RANK_TIMEOUT_S)
         if state.lanes is None and job.ranks.is_first and ended:
+            steps, flops, buffer = unsaved
+            _record_steps(job, steps, flops)
+            if buffer:  # on this rank alone: the others may be gone
+                line = {"kind": "train", "step": buffer[-1][0], **summary(buffer)[0]}
+                append_lines(job.metrics, [line])
             write_checkpoint(job, done, state, validations)
         raise RankLost(f"{error}; continue with: metalearn resume {job.folder}") from error
 
@@ -187,18 +198,19 @@ def _check_finite(state: MetaState, done: int) -> None:
         raise NotFinite(done, ["the parameters"])
 
 
-def _log(job: Job, buffer: Buffer, progress: Progress) -> None:
-    """Write the mean of the metrics since the last line.
+def _log(job: Job, buffer: Buffer, progress: Progress) -> Buffer:
+    """Write the mean of the metrics since the last line; return the empty buffer of the next.
 
     Only here are they read from the device."""
     if not buffer:
-        return
+        return []
     means, skipped = summary(buffer)
     step = buffer[-1][0]
     job.record([{"kind": "train", "step": step, **means}])
     for skipped_step in skipped:
         job.ranks.on_rank0(partial(log_step, job, "skip", skipped_step))
     progress.at(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
+    return []
 
 
 def _step_flops(job: Job, state: MetaState, first: int) -> Entry:

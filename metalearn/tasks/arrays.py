@@ -61,6 +61,7 @@ class Arrays(TaskComponent):
     """
 
     default_model: ClassVar[str] = "mlp"
+    split_fields: ClassVar[tuple[str, ...]] = ("split", "fractions", "split_seed")
     source: Literal["arrays"] = option("arrays", "The task source.")
     path: str | None = option(None, "File of examples; null: data in memory.", min_length=1)
     inputs: tuple[str, ...] | None = option(

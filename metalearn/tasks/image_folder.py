@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import field_validator
@@ -47,6 +47,9 @@ class ImageFolder(images.ImageTask):
     torch.Size([4, 5, 3, 28, 28])
     """
 
+    split_fields: ClassVar[tuple[str, ...]] = (
+        *("split_file", "labels", "fractions", "same_classes", "split_seed"),
+    )
     source: Literal["image_folder"] = option("image_folder", "The task source.")
     path: str = option(..., "Folder with one subfolder of images per class.", min_length=1)
     channels: Literal[1, 3] = option(3, "Number of channels: 1 for grey, 3 for colour.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import sha256_of_text
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
-SAME = ("kind", "ways", "shots", "queries", "x_shape", "outputs")
+SAME = ("kind", "ways", "shots", "queries", "x_shape", "outputs", "loss")
 TRANSFORMED = (
     "standardise: rows passed to a trained run have no source, so a mixture cannot standardise "
     "them: set it to false, and standardise the rows in advance"
@@ -89,8 +90,8 @@ class Mixture(TaskComponent):
         labels: list[str] = []
         for section in self.sources:
             name = str(section.get("label") or section.get("source"))
-            same = sum(label == name or label.startswith(f"{name}-") for label in labels)
-            labels.append(f"{name}-{same + 1}" if same else name)
+            numbered = (f"{name}-{number}" for number in itertools.count(2))
+            labels.append(next(x for x in itertools.chain([name], numbered) if x not in labels))
         return labels
 
     @property
@@ -177,7 +178,10 @@ class Mixture(TaskComponent):
         fields = type(component).model_fields
         update = {name: value for name, value in self._sizes.items() if name in fields}
         if label in self._components:
-            return component.model_copy(update=update)
+            component = component.model_copy(update=update)
+            ranges = component.ranges.items()
+            component._ranges = {name: ends for name, ends in ranges if name not in update}
+            return component
         return _component({**section, **update})
 
     @property
@@ -224,6 +228,9 @@ class MixtureSource:
                 listed = ", ".join(f"{label} {value}" for label, value in by_label.items())
                 text = f"all sources must have tasks of one shape, but {name} differs: {listed}"
                 raise ConfigError(("sources", text))
+        if len(specs) > 1 and any(spec.objective is not None for spec in specs):
+            text = "test functions are learned one by one: a mixture would take the first for all"
+            raise ConfigError(("sources", text))
         total = sum(spec.num_classes for spec in specs)
         padded = any(spec.padded for spec in specs)
         self.spec: EpisodeSpec = dataclasses.replace(specs[0], num_classes=total, padded=padded)

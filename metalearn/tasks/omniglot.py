@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class Omniglot(images.ImageTask):
     torch.Size([4, 5, 1, 28, 28])
     """
 
+    split_fields: ClassVar[tuple[str, ...]] = ("split_scheme", "split_seed")
     source: Literal["omniglot"] = option("omniglot", "The task source.")
     split_scheme: Literal["vinyals", "lake", "random"] = option(
         "vinyals", "Split of the characters into training, validation and test."

@@ -39,9 +39,9 @@ def tune_on_new_tasks(job: Job, meta: Meta, step: int | None) -> Job:
 
     `step` is that of the checkpoint of `meta`."""
     _, late = split_fields(job.experiment)
-    if not late and job.experiment.evaluate.headline != "tuned":
+    choice = stored_choice(job, "best")  # also where config.yaml has the chosen step already
+    if choice is None and not late and job.experiment.evaluate.headline != "tuned":
         return job
-    choice = stored_choice(job, "best")
     if choice is None:
         choice = {"parameters": {}, "headline_step": None, "headline": {"cost": {}}}
         choice |= {"trials": [], "edge": []}

@@ -49,6 +49,7 @@ class Tides(SplitTask):
     """
 
     default_model: ClassVar[str] = "mlp"
+    split_fields: ClassVar[tuple[str, ...]] = ("split_scheme",)
     source: Literal["tides"] = option("tides", "The task source.")
     ways: Literal[1] = option(1, "Always 1: regression has no classes.")
     shots: int = option(10, "K, readings in the support set.", ge=1)
