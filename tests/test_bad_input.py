@@ -210,8 +210,11 @@ def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: P
     bad(
         metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",)
     )
-    before = files_of(run)
-    ended = metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]")
+    before, others = files_of(run), metalearn.folder / "other_animals"
+    fractions = "task.fractions=[0.4, 0.3, 0.3]"
+    refused(metalearn("evaluate", run, "task.ways=3", fractions), "classes or rows of the training")
+    shutil.copytree(images, others)
+    ended = metalearn("evaluate", run, "task.ways=3", fractions, f"task.path={others}")
     refused(ended, "evaluate.task.ways")
     refusal = metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x")
     refused(refusal, "evaluate.episodes", "task.shots")

@@ -241,7 +241,7 @@ def test_a_state_that_waits_for_a_dead_process_is_not_saved(
     state: Any = SimpleNamespace(lanes=None)
     with (
         pytest.raises(RankLost, match="metalearn resume"),
-        loop._save_if_rank_lost(job, 4, state, ()),
+        loop._save_if_rank_lost(job, 4, state, (), (0, {}, [])),
     ):
         raise RankLost("rank 0: another process of this run has ended")
     assert saved == ([4] if ends else [])

@@ -280,6 +280,8 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
     # what learning in 3 steps costs.
     products = 2 * (8 * 8 * 6 + 7 * 7 * 8 + 3 * 3 * 7)
     shared = {"meta_nas": 3 * 2048, "cavia": 160, "t_net": 2 * products, "prior_fitted": 1}
+    # P>M>F's class means at the first of the two points: features and sums of 6 examples.
+    shared["pmf"] = -4 * 2 * (6 * (8 * 6 + 7 * 8) + 3 * 6 * 7)
     shared["fine_tune_cross_validated"] = -3 * 2 * 6 * 4 * 2 * (8 * 6 + 7 * 8 + 3 * 7)
     assert spent - shared.get(name, 0) == whole.matrix > 0
     if given.method.step is not None:

@@ -181,7 +181,8 @@ def _save_if_rank_lost(
         ended = finishes(job.parts.device, lambda: LOST_RANK_TIMEOUT_S)
         if state.lanes is None and job.ranks.is_first and ended:
             steps, flops, buffer = unsaved
-            _record_steps(job, steps, flops)
+            if steps:
+                _record_steps(job, steps, flops)
             if buffer:  # on this rank alone: the others may be gone
                 line = {"kind": "train", "step": buffer[-1][0], **summary(buffer)[0]}
                 append_lines(job.metrics, [line])
