@@ -139,6 +139,8 @@ def test_minibatches_are_counted_as_such() -> None:
     assert examples_of_task(Reptile(inner_steps=3, inner_batch=2), spec) == (6, 6)
     assert examples_of_task(Reptile(inner_steps=3, inner_batch=8), spec) == (24, 10)
     assert examples_of_task(Reptile(inner_batch=None), spec) == (50, 10), "no query is read"
+    own = SimpleNamespace(minibatches=(4, None), inner_steps=3)  # a method from elsewhere
+    assert examples_of_task(own, spec) == (12, 10)
 
 
 def test_minibatches_stand_in_the_ledger(metalearn: Commands) -> None:

@@ -13,6 +13,7 @@ from test_pretrained import experiment, source, tiny
 from torch import Tensor, nn
 
 import metalearn as ml
+from metalearn.cli import commands
 from metalearn.distributed.curve import TaskSet
 from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.evaluate.flops import cached_count
@@ -51,6 +52,18 @@ def test_features_take_the_time_of_the_phase_that_asks_for_them() -> None:
     assert found["tune"]["seconds"] > 0.1 and found["setup"]["seconds"] == 0
     assert found["tune"]["flops"] > 0 == found["setup"]["flops"]
     assert cached_count(learner.features, {}, tasks.examples(fold_in(2, "x"), 4).x).matrix > 0
+
+
+def test_a_resumed_run_pays_for_the_images_of_a_tuned_headline(tmp_path: Path) -> None:
+    data = experiment(name="linear_probe")
+    data["run"]["validate"] |= {"episodes": 6}
+    data["evaluate"] |= {"steps": [0, 1], "headline_step": "tuned"}
+    ml.train(data, out=tmp_path / "run")
+    whole = result_of(tmp_path / "run")["cost"]["tune"]
+    (tmp_path / "run" / "result.json").unlink()  # as if it was killed in the final test
+    commands.resume(tmp_path / "run", allow_change=False)
+    again = result_of(tmp_path / "run")["cost"]["tune"]
+    assert again["flops"] == whole["flops"] > 0 and again["examples"] == whole["examples"]
 
 
 def test_a_run_pays_for_its_validation_images_whatever_is_stored(tmp_path: Path) -> None:

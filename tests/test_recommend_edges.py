@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +164,3 @@ def test_a_query_of_pmf_does_not_pay_for_the_support_set_again() -> None:
 
     x = episode.query.x
     assert flops(x.repeat(2, 1, 1, 1)) == 2 * flops(x) > 0
-
-
-def test_a_record_of_the_number_of_sets(tmp_path: Path) -> None:
-    """The check of repeated tasks sees the tables' own number."""
-    write_rows(tmp_path, ["maml"], seeds=1)
-    (file,) = tmp_path.rglob("result.json")
-    result = json.loads(file.read_text())
-    result["facts"] = {**(result.get("facts") or {}), "test_pool": 5}
-    file.write_text(json.dumps(result))
-    failed = [check["name"] for check in collect(tmp_path)["checks"] if not check["passed"]]
-    assert "test tasks are of different groups or classes" in failed

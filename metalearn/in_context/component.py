@@ -11,7 +11,8 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
-from metalearn.inner.heads import blank_inputs, is_head
+from metalearn.inner.embedding import feature_width
+from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.predictive import gaussian
 from metalearn.inner.rules import Adam, Rule
@@ -57,7 +58,7 @@ class InContext(MethodComponent):
 
         def init(key: Key) -> Meta:
             params = {n: x for n, x in learner.init(key).items() if not is_head(n)}
-            sizes = Sizes(_width(learner, params, spec), columns, _outputs(spec))
+            sizes = Sizes(feature_width(learner, params, spec), columns, _outputs(spec))
             context = self.start(rng.fold_in(key, "context"), sizes, spec.dtype)
             return {
                 "params": params,
@@ -89,12 +90,6 @@ class InContext(MethodComponent):
 
 def _outputs(spec: EpisodeSpec) -> int:
     return spec.outputs if spec.classification else 2 * spec.outputs
-
-
-def _width(learner: Learner, params: Params, spec: EpisodeSpec) -> int:
-    """Return D, the width of the features."""
-    with torch.no_grad():
-        return int(learner.features(params, blank_inputs(learner, spec, 2)).shape[-1])
 
 
 def _require_plain_outputs(name: str, learner: Learner, spec: EpisodeSpec) -> None:

@@ -21,6 +21,7 @@ from metalearn.types import (
     Meta,
     Method,
     Metrics,
+    Params,
     UpdateRule,
 )
 
@@ -68,6 +69,14 @@ def embedding(
     task_grad = make_task_grad(task_loss, learner)
     step = make_step_over_tasks(task_grad, method.update, spec)
     return method._replace(task_grad=task_grad, step=step)
+
+
+def feature_width(learner: Learner, params: Params, spec: EpisodeSpec) -> int:
+    """Return D, the width of the features, from zeros of the type that the network takes."""
+    dtype = torch.int64 if learner.integers else spec.dtype
+    x = torch.zeros(2, *spec.x_shape, dtype=dtype, device=spec.device)
+    with torch.no_grad():
+        return int(learner.features(params, x).shape[-1])
 
 
 def _in_two_passes(method: Method) -> Callable[[Meta, Batch, Batch, Key], Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from metalearn import rng
 from metalearn.losses import one_hot
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Params
+from metalearn.types import Batch, Key, Params
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 LARGE = 1 << 22  # numbers in a table of differences; beyond it squares are expanded
@@ -23,12 +23,6 @@ def is_head(name: str) -> bool:
 def linear(head: Params, z: Tensor) -> Tensor:
     """z W' + b, without b where the head has none: [B, D] -> [B, C]."""
     return F.linear(z, head[WEIGHT], head.get(BIAS))
-
-
-def blank_inputs(learner: Learner, spec: EpisodeSpec, count: int) -> Tensor:
-    """Zeros [count, *X] of the type that the network takes, to find the shape of its outputs."""
-    dtype = torch.int64 if learner.integers else spec.dtype
-    return torch.zeros(count, *spec.x_shape, dtype=dtype, device=spec.device)
 
 
 def fresh_linear(key: Key, outputs: int, like: Tensor) -> Params:

@@ -250,12 +250,13 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
 def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
     """(examples, labels) that training uses of one task.
 
-    Support and query set once, or what each inner step takes of a support set without queries."""
-    support = spec.ways * spec.shots
-    if getattr(method, "reads_queries", True):
+    Support and query set once; or what each inner step takes of the support set, in minibatches or
+    of a method that reads no queries."""
+    support, size = spec.ways * spec.shots, getattr(method, "minibatches", (None, None))[0]
+    if size is None and getattr(method, "reads_queries", True):
         count = support + spec.ways * spec.queries
         return count, count
-    examples = (method.minibatches[0] or support) * method.inner_steps
+    examples = (size or support) * method.inner_steps
     return examples, min(examples, support)
 
 

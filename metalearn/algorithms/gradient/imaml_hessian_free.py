@@ -45,7 +45,7 @@ class HessianFreeIMAML(IMAML):
     def _check_rate(self) -> HessianFreeIMAML:
         if self.inner_lr != type(self).model_fields["inner_lr"].default:
             text = f"inner_lr has no effect here (got {self.inner_lr:g}): a line search sets the "
-            raise ValueError(text + "length of a Newton step, and its direction newton_cg_steps")
+            raise ValueError(text + "length of a Newton step; omit it")
         return self
 
     def inner_rule(self, spec: EpisodeSpec, objective: Callable[[Params], Tensor]) -> UpdateRule:

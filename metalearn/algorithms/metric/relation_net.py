@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.embedding import embedding
-from metalearn.inner.heads import blank_inputs, class_means, fresh_linear, is_head
+from metalearn.inner.embedding import embedding, feature_width
+from metalearn.inner.heads import class_means, fresh_linear, is_head
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
@@ -49,7 +49,7 @@ class RelationNet(MethodComponent):
             start = learner.init(key)
             params = partition(start, is_head)[1]  # empty for a frozen network
             like = next(iter(start.values()))
-            width = learner.features(params, blank_inputs(learner, spec, 2)).shape[-1]
+            width = feature_width(learner, params, spec)
             relation: Params = {}
             for layer, size, outputs in (
                 ("first", 2 * width, self.hidden),
