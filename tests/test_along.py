@@ -135,9 +135,9 @@ def test_the_border_is_that_of_the_checkpoint_beside_it(
 ) -> None:
     """The checkpoint would meet `b` at 3,267 tasks, where all of `a` is cheaper than both."""
     made = Candidates(crossing_choices(), {}, "")
-    monkeypatch.setattr(
-        "metalearn.results.break_even.recommendation.find_candidates", lambda *_: made
-    )
+    place = "metalearn.results.break_even.recommendation"
+    monkeypatch.setattr(f"{place}.find_candidates", lambda *_: made)
+    monkeypatch.setattr(f"{place}.target_grid", lambda *_: [0.9])
     asked = Question(tasks, 1, 0.9, "flops")
     found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
     assert (found.label, found.step) == (label, step)
@@ -148,9 +148,9 @@ def test_the_runner_up_may_be_a_checkpoint(monkeypatch: pytest.MonkeyPatch, comp
     whole, early, rival = crossing_choices()
     cheap = rival._replace(up_front=np.zeros(2), adapt=3 * np.ones(2))
     made = Candidates([whole, early, cheap], {}, "")
-    monkeypatch.setattr(
-        "metalearn.results.break_even.recommendation.find_candidates", lambda *_: made
-    )
+    place = "metalearn.results.break_even.recommendation"
+    monkeypatch.setattr(f"{place}.find_candidates", lambda *_: made)
+    monkeypatch.setattr(f"{place}.target_grid", lambda *_: [0.9])
     asked = Question(1, 1, 0.9, "flops")
     found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
     assert (found.label, found.runner_up, found.runner_up_step) == ("b", "a", 10)

@@ -281,7 +281,7 @@ def test_break_even_counts_the_queries_of_a_task(rows: Path) -> None:
     tested = [row for row in found if row["contrast"]]
     assert tested and all(not row["by_queries"] for row in found if not row["contrast"])
     for row in tested:
-        assert [one["queries"] for one in row["by_queries"]] == [1, 100, 10_000]
+        assert [one["queries"] for one in row["by_queries"]] == [1, 100, 10_000, None]
         assert all(one["with_answering"] for one in row["by_queries"])
 
 

@@ -53,6 +53,7 @@ def test_the_page_holds_together(comparison: Path) -> None:
     assert "demonstration" not in page.text
     names = [
         "break-even",
+        "break-even-queries",
         "decision-flops",
         "decision-seconds",
         "flops",

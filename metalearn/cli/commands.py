@@ -27,6 +27,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
 from metalearn.losses import FUNCTIONS, LOSSES
 from metalearn.machine import cores, set_threads
+from metalearn.report.figures.decision import map_text
 from metalearn.report.questions import all_questions
 from metalearn.report.run_figures import Evaluation
 from metalearn.report.section import Question
@@ -45,7 +46,7 @@ from metalearn.run.final_test import describe_result
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage import checkpoint
-from metalearn.storage.files import write_json
+from metalearn.storage.files import read_json, write_json
 from metalearn.types import Meta, NullLedger
 
 EXPERIMENTS = {"experiments": "", "sweeps": "sweeps"}  # tables of files, and their folders
@@ -126,6 +127,10 @@ def compare(
         )
         return
     paths = compare_plan(plan, root, ranks or ALONE)
+    contents = read_json(paths["comparison"])
+    for name in ("decision_map", "decision_map_free"):
+        if grid := contents.get(name):
+            print(map_text(grid, grid["as_tested"]))
     print(f"comparison: {paths['comparison']}\nreport: {paths['report']}")
 
 

@@ -10,7 +10,12 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.decision.totals import CLEAR
 from metalearn.report.numbers import amount, level
 from metalearn.results import costs, records
-from metalearn.results.break_even.recommendation import Question, Recommendation, recommend
+from metalearn.results.break_even.recommendation import (
+    Border,
+    Question,
+    Recommendation,
+    recommend,
+)
 from metalearn.results.comparison import collect, read_comparison
 from metalearn.results.records import Json
 
@@ -96,21 +101,33 @@ def paragraph(recommended: Recommendation, comparison: Json) -> str:
     """Return the recommendation in sentences."""
     question, metric = recommended.question, str(comparison["target"]["metric"])
     name = f"a target of {level(question.target, metric)} {metric}"
-    setting = f"{question.tasks:,} new tasks with {question.queries:,} queries each at {name}"
-    parts = [f"For {setting},"]
+    tasks, queries = _count(question.tasks, "new task"), _count(question.queries, "query")
+    parts = [f"For {tasks} with {queries} each at {name},", *_answer(recommended, metric)]
+    if recommended.free is not None:
+        names = ", ".join(recommended.pretrained)
+        parts.append(f"If the pretraining of {names} costs nothing, as others paid for it,")
+        parts += _answer(recommended.free, metric)
+    return " ".join([*parts, *_failed_checks(comparison), *_left_out(recommended)])
+
+
+def _answer(recommended: Recommendation, metric: str) -> list[str]:
+    """Return the sentences after "For ...,": the method, its total, and where that changes."""
     if not recommended.has_totals:
-        parts.append("there is no recommendation: the cost of no method is known.")
-        return " ".join([*parts, *_failed_checks(comparison), *_left_out(recommended)])
-    if recommended.label is None:
+        return ["there is no recommendation: the cost of no method is known."]
+    if recommended.label is not None:
+        sentences = _recommendation_sentences(recommended)
+    else:
         qualifier = " whose cost is known" if recommended.left_out else ""
-        parts.append(f"no method{qualifier} solves half of the test tasks.")
+        sentences = [f"no method{qualifier} solves half of the test tasks."]
         if not recommended.settled:
             why = recommended.unsettled or "by its 95 % interval a method may solve half of them"
-            parts.append(f"The data are inconclusive: {why}.")
-    else:
-        parts += _recommendation_sentences(recommended)
-    parts += _caveats(recommended, comparison, metric)
-    return " ".join(parts)
+            sentences.append(f"The data are inconclusive: {why}.")
+    return [*sentences, *_border_sentences(recommended, metric)]
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "queries" if noun == "query" else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _recommendation_sentences(recommended: Recommendation) -> list[str]:
@@ -123,13 +140,14 @@ def _recommendation_sentences(recommended: Recommendation) -> list[str]:
     name = f"{recommended.label}{_stopped_clause(recommended.step, ',')}"
     parts = [f"{name} is the cheapest: {amount(total, axis)} in total{interval}."]
     if recommended.solved < 1:
-        parts.append(
-            f"It solves {recommended.solved:.0%} of the test tasks; totals are for "
-            f"{recommended.question.tasks:,} solved tasks."
-        )
+        solved = _count(recommended.question.tasks, "solved task")
+        share = f"{recommended.solved:.0%}"
+        parts.append(f"It solves {share} of the test tasks; totals are for {solved}.")
     if recommended.runner_up is not None and recommended.runner_up_total is not None:
         other = amount(recommended.runner_up_total, axis)
-        ratio = f", {recommended.runner_up_total / total:.3g} times as much" if total else ""
+        times = recommended.runner_up_total / total if total else 0.0
+        size = f"{times:.3g}" if times < 1000 else f"{float(f'{times:.3g}'):,.0f}"
+        ratio = f", {size} times as much" if total else ""
         name = f"{recommended.runner_up}{_stopped_clause(recommended.runner_up_step)}"
         parts.append(f"The runner-up is {name}: {other}{ratio}.")
     else:
@@ -148,22 +166,29 @@ def _stopped_clause(step: int | None, end: str = "") -> str:
     return "" if step is None else f", stopped after {step:,} meta-steps{end}"
 
 
-def _caveats(recommended: Recommendation, comparison: Json, metric: str) -> list[str]:
-    parts, border = [], recommended.border
-    if border is None:
-        parts.append("The recommendation is the same for all task counts and targets of the map.")
-    elif border.what == "tasks":
-        parts.append(
-            f"The recommendation changes at about {max(1, round(border.value)):,} tasks, where "
-            f"{border.label} becomes the cheapest."
-        )
-    else:
+def _border_sentences(recommended: Recommendation, metric: str) -> list[str]:
+    if not recommended.borders:
+        return [
+            "The recommendation is the same for other numbers of tasks and queries, and at "
+            "the other targets of the map."
+        ]
+    return [_border_sentence(border, metric) for border in recommended.borders]
+
+
+def _border_sentence(border: Border, metric: str) -> str:
+    if border.what == "target":
+        value = level(border.value, metric)
         outcome = (
             "no method reaches it" if border.label is None else f"{border.label} is the cheapest"
         )
-        value = level(border.value, metric)
-        parts.append(f"The recommendation changes at a target of {value}: {outcome}.")
-    return [*parts, *_failed_checks(comparison), *_left_out(recommended)]
+        return f"The recommendation changes at a target of {value}: {outcome}."
+    number = max(1, round(border.value))
+    noun = "task" if border.what == "tasks" else "query"
+    each = "" if border.what == "tasks" else " per task"
+    return (
+        f"The recommendation changes at about {_count(number, noun)}{each}, where "
+        f"{border.label} becomes the cheapest."
+    )
 
 
 def _failed_checks(comparison: Json) -> list[str]:

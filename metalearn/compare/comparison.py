@@ -11,9 +11,10 @@ from metalearn.config.experiment import Plan
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.evaluate.cost_block import Axis
 from metalearn.report import numbers
-from metalearn.report.figures.decision import MAPS, map_text
+from metalearn.report.figures.decision import map_text
 from metalearn.report.render import VERDICTS
 from metalearn.results import records
+from metalearn.results.break_even.decision_map import MAPS
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
 from metalearn.results.costs import AXES, learning_cost, up_front_cost
 from metalearn.results.shown import Text, columns, data_frame, html_table
@@ -58,25 +59,36 @@ class Comparison:
         """Return the break-even count of each pair of methods, as text.
 
         It is the number of new tasks from which on the method with the higher cost before the
-        first task is cheaper in total."""
-        rows = [["method", "against", "axis", "level", "verdict", "tasks", "why"]]
-        for row in self.data["break_even"]:
+        first task is cheaper in total. "pretraining free": without the cost of the pretraining of
+        weights elsewhere, if a method starts from such."""
+        head = ["method", "against", "axis", "level", "verdict", "tasks", "why"]
+        counts = [_count_of_free_pretraining(row) for row in self.data["break_even"]]
+        with_free = any(count is not None for count in counts)
+        rows = [[*head[:6], "pretraining free", head[6]] if with_free else head]
+        for row, count in zip(self.data["break_even"], counts):
             level = numbers.level(row["level"], str(self.data["target"]["metric"]))
             tasks = numbers.tasks(row["tasks"], "")
             why = row["why"] if row["verdict"] in ("not_reached", "undecided") else ""
             verdict = VERDICTS[row["verdict"]]
-            rows.append([row["a"], row["b"], row["axis"], level, verdict, tasks, why or ""])
+            cells = [row["a"], row["b"], row["axis"], level, verdict, tasks]
+            rows.append([*cells, *([count or ""] if with_free else []), why or ""])
         none = "no target was set or reached: no break-even count"
         return columns(rows) if len(rows) > 1 else Text(none)
 
-    def decision_map(self, axis: Axis = "flops") -> Text:
+    def decision_map(self, axis: Axis = "flops", *, pretraining: bool = True) -> Text:
         """Return the cheapest method by numbers of new tasks and queries and by target, as text.
 
-        `data["decision_map"]` and `data["decision_map_seconds"]` have the same as lists."""
-        if axis not in MAPS:
-            text = f"unknown axis {axis!r}; {did_you_mean(axis, MAPS)}"
+        Without `pretraining`, weights that others trained cost nothing. `data["decision_map"]`,
+        `data["decision_map_seconds"]` and, if a method starts from such weights,
+        `data["decision_map_free"]` and `data["decision_map_seconds_free"]` have the same as
+        lists."""
+        if axis not in AXES:
+            text = f"unknown axis {axis!r}; {did_you_mean(axis, AXES)}"
             raise ConfigError(("decision_map", text))
-        return Text(map_text(self.data.get(MAPS[axis])))
+        names = {key: name for name, key in MAPS.items()}
+        found = self.data.get(names[axis, pretraining])
+        is_same = not pretraining and names[axis, False] not in self.data
+        return Text(map_text(self.data.get(names[axis, True]) if is_same else found))
 
     def to_pandas(self, name: str = "summary") -> Any:
         """Return a list of comparison.json as a pandas DataFrame: summary, paired, break_even,
@@ -126,6 +138,15 @@ class Comparison:
             values = [value, *(_format_likelihood(row, key) for key in likely)]
             rows.append([row["label"], row["metric"], *values, step, *costs])
         return rows
+
+
+def _count_of_free_pretraining(row: Mapping[str, Any]) -> str | None:
+    """Return the count without pretraining elsewhere; None if no method has such weights."""
+    free = [one for one in row.get("variants") or () if not one.get("with_given", True)]
+    if not free:
+        return None
+    swapped = ", roles swapped" if free[0]["a"] != row["a"] else ""
+    return f"{numbers.tasks(free[0]['tasks'], '–')}{swapped}"
 
 
 def _has(key: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -35,9 +35,6 @@ from metalearn.evaluate.targets import Reached, costs_of_solved
 
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
-# Of intervals where the lower cost per task chooses which of the two comes first: so chosen, either
-# may be found to cost less, with half of the 2.5 % each.
-CHOSEN_LEVEL = 1 - (1 - LEVEL) / 2
 FACTOR = 10.0  # an interval of the number of tasks wider than this decides nothing
 SAME = 0.1  # costs that differ by less, relative to their mean, are the same
 LEAST_TASKS = 5
@@ -61,9 +58,14 @@ class BreakEven(NamedTuple):
 
 
 def break_evens(
-    methods: Sequence[MethodCosts], pairs: Sequence[tuple[int, int]] | None = None
+    methods: Sequence[MethodCosts],
+    pairs: Sequence[tuple[int, int]] | None = None,
+    level: float = LEVEL,
 ) -> list[BreakEven]:
     """Compare every pair of methods, in their order, or the pairs with these indices.
+
+    `level` is that of the intervals of costs which decide a verdict: higher if it is one of several
+    verdicts on the same question. `ci95` and the intervals of fractions stay at 95 %.
 
     Two methods are compared on the tasks that both were tested on, which are the first ones. Seeds
     are paired if both start from the same trained network, and independent otherwise.
@@ -71,7 +73,7 @@ def break_evens(
     Raises:
         ValueError: If a cost is not finite."""
     chosen = combinations(range(len(methods)), 2) if pairs is None else pairs
-    return [_break_even(methods[a], methods[b]) for a, b in chosen]
+    return [_break_even(methods[a], methods[b], level) for a, b in chosen]
 
 
 def at_common_levels(
@@ -119,7 +121,7 @@ def _without_rounding(a: float, b: float) -> float:
     return a - b if math.inf in (a, b) or abs(a - b) > PRECISION * (abs(a) + abs(b)) else 0.0
 
 
-def _break_even(first: MethodCosts, second: MethodCosts) -> BreakEven:
+def _break_even(first: MethodCosts, second: MethodCosts, level: float = LEVEL) -> BreakEven:
     pair = _align(first, second)
     if isinstance(pair, str):
         return BreakEven(first.label, second.label, "undecided", None, None, (), pair)
@@ -141,18 +143,22 @@ def _break_even(first: MethodCosts, second: MethodCosts) -> BreakEven:
     line = total_difference(*pair[:2], paired=pair.paired)
     low, high = (max(1.0, end) for end in root_interval(line))
     if not why:
-        verdict, why = _verdict(pair, line, low, high)
+        verdict, why = _verdict(pair, line, low, high, level)
     if verdict == "same":
         return result._replace(verdict=verdict, why=why, tasks=None)
     return result._replace(verdict=verdict, why=why, ci95=(low, high))
 
 
-def _verdict(pair: Pair, line: Line, low: float, high: float) -> tuple[Verdict, str]:
+def _verdict(
+    pair: Pair, line: Line, low: float, high: float, level: float = LEVEL
+) -> tuple[Verdict, str]:
     """Return the verdict, and its reason, from the intervals of both costs and of the tasks."""
     a, b = pair.a.label, pair.b.label
-    start = line.sign(0.0)
-    level = LEVEL if start else CHOSEN_LEVEL
-    if _is_same(line):
+    start, single = line.sign(0.0, level), level
+    # Where the lower cost per task chooses which of the two comes first, either may so be found to
+    # cost less, with half of the error each.
+    level = single if start else 1 - (1 - single) / 2
+    if _is_same(line, single):
         return "same", f"{a} and {b} cost the same, within {SAME:.0%}, up front and per solved task"
     if line.sign(math.inf, level) < 0:
         _, _, upper, rounding = line.at([1.0], level).one()
@@ -160,12 +166,12 @@ def _verdict(pair: Pair, line: Line, low: float, high: float) -> tuple[Verdict, 
             return "always", f"{a} costs no more than {b} from the first new task on"
         if not start:
             why = f"{a} costs less per solved task than {b}; which costs more up front is undecided"
-            return "undecided", f"{why}: {_describe_difference(pair, line, 0.0, LEVEL)}"
+            return "undecided", f"{why}: {_describe_difference(pair, line, 0.0, single)}"
         if high <= FACTOR * low:
             return "pays", f"{a} costs more up front than {b} and less per solved task"
         ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
         return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
-    _, lower, _, rounding = line.at([math.inf]).one()
+    _, lower, _, rounding = line.at([math.inf], single).one()
     if start > 0 and lower >= -rounding:
         return "never", f"{a} costs more up front than {b} and no less per solved task"
     why = _describe_difference(pair, line, math.inf, level)
@@ -179,10 +185,10 @@ def _describe_difference(pair: Pair, line: Line, tasks: float, level: float) -> 
     return f"the difference {pair.a.label} - {pair.b.label} is {value:.3g} ({interval})"
 
 
-def _is_same(line: Line) -> bool:
+def _is_same(line: Line, level: float = LEVEL) -> bool:
     """Return whether the intervals of both differences are within SAME of the mean cost."""
     for tasks, size in zip((0.0, math.inf), line.size):
-        _, low, high, rounding = line.at([tasks]).one()
+        _, low, high, rounding = line.at([tasks], level).one()
         if max(-low, high) > SAME * size / 2 + rounding:
             return False
     return True

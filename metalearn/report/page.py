@@ -26,7 +26,7 @@ from metalearn.results.costs import learning_cost
 from metalearn.results.design.protocol import describe_support
 from metalearn.results.design.tuning import tuned_fields
 from metalearn.results.records import Group, Json, Run, mean
-from metalearn.results.schema import Comparison
+from metalearn.results.schema import OF_PRETRAINED, Comparison
 from metalearn.storage.environment import checkout, git_commit
 from metalearn.storage.files import write_atomic
 
@@ -135,7 +135,11 @@ def _shared_context(section: Section) -> Json:
         "groups": section.groups,
         "results": section.results,
         "lines": section.lines,
-        "lacking": [name for name in Comparison.model_fields if name not in section.results],
+        "lacking": [
+            name
+            for name in Comparison.model_fields
+            if name not in section.results and name not in OF_PRETRAINED
+        ],
         "task": {"queries": None, "split": None, **first.task},
         "support": describe_support(first),
         "episodes": {"count": None, "seed": None, "fingerprint": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from metalearn.errors import ConfigError
 from metalearn.results import records as data
 from metalearn.results.break_even.counts import break_even, break_even_common, break_even_lines
-from metalearn.results.break_even.decision_map import decision_map
+from metalearn.results.break_even.decision_map import decision_maps
 from metalearn.results.break_even.sensitivity import sensitivity
 from metalearn.results.break_even.solved import solved_rows
 from metalearn.results.break_even.target import choose_target, target_levels
@@ -42,8 +42,9 @@ FILE = "comparison.json"
 # seconds of training that waited for cores. 7: a method is off or on the front by tested
 # differences of scores; no verdict in seconds of a method with a slow round; a cell
 # that no method reaches is settled if all surely miss it. 8: a row with seeds that have
-# no result decides nothing; tasks of several sizes have no reliability.
-RULES = 8
+# no result decides nothing; tasks of several sizes have no reliability. 9: maps and
+# counts by queries without the cost of pretraining elsewhere; verdicts by queries.
+RULES = 9
 
 
 def compare(
@@ -78,8 +79,7 @@ def compare(
         "levels": levels,
         "break_even": break_even(groups, target, levels, chosen.tested),
         "break_even_common": break_even_common(groups, target, chosen.tested),
-        "decision_map": decision_map(groups, target, levels, "flops"),
-        "decision_map_seconds": decision_map(groups, target, levels, "seconds"),
+        **decision_maps(groups, target, levels),
         "sensitivity": sensitivity(groups, target, levels, chosen.pairs),
         "checks": [check._asdict() for check in checks(groups, unfinished, target)],
         **_figure_data(groups, target, pairs, levels),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from metalearn.evaluate.breakeven import Verdict
+from metalearn.evaluate.decision.packed import CELLS
 from metalearn.storage.schema import Count, Open, Result, Target, Text
 
 Axis = Literal["flops", "seconds"]
@@ -69,7 +70,8 @@ class _Variant(_Pair):
     with_tuning: bool
     with_answering: bool
     with_given: bool = True
-    queries: Count | None = None
+    queries: Count | None = None  # None: those of the test, if with_answering
+    why: Text = ""
 
 
 class _BreakEven(_Pair):
@@ -100,8 +102,26 @@ class _DecisionMap(Open):
     metric: Literal["accuracy", "loss"]
     left_out: dict[str, Text] = Field(default_factory=dict)
     unsettled: Text = ""
+    pretraining: Literal["free"] | None = None
     along: dict[str, list[Count]] | None = None
     stops_after: list[list[list[Count | None]]] | None = None
+
+
+class PackedMap(Open):
+    """A decision map as in `experiments/results/`: one word per cell."""
+
+    axis: Axis
+    metric: Literal["accuracy", "loss"]
+    tasks: list[Count]
+    targets: list[Number]
+    queries: list[Count]
+    as_tested: Count
+    methods: list[Text]
+    cells: list[list[Annotated[str, Field(pattern=CELLS)]]]
+    left_out: dict[str, Text] = Field(default_factory=dict)
+    unsettled: Text = ""
+    pretraining: Literal["free"] | None = None
+    along: dict[str, list[Count]] | None = None
 
 
 class _Choice(_Pair):
@@ -160,10 +180,17 @@ class _Solved(_Labelled):
     shares: list[_ShareAt] = Field(default_factory=list)
 
 
+class _LineOfQueries(Open):
+    queries: Count
+    per_solved: Number
+
+
 class _Line(_Labelled):
     up_front: Number
     per_solved: Number
     share: Number
+    by_queries: list[_LineOfQueries] = Field(default_factory=list)
+    pretraining: Literal["free"] | None = None
 
 
 class _Total(_Labelled):
@@ -239,6 +266,10 @@ class _Fact(Open):
     text: Text
 
 
+# Fields of comparison.json that are there only if rows start from weights that others trained.
+OF_PRETRAINED = frozenset({"decision_map_free", "decision_map_seconds_free"})
+
+
 class Comparison(Open):
     """comparison.json, schema 1; fields with the default None are absent in earlier files."""
 
@@ -256,6 +287,8 @@ class Comparison(Open):
     sensitivity: list[_Sensitivity] | None = None
     decision_map: _DecisionMap | None = None
     decision_map_seconds: _DecisionMap | None = None
+    decision_map_free: _DecisionMap | None = None
+    decision_map_seconds_free: _DecisionMap | None = None
     curves: list[_Curve] | None = None
     cost_curves: list[_CostCurve] | None = None
     solved: list[_Solved] | None = None

@@ -22,13 +22,19 @@ FIGURES: dict[str, Callable[[FigureData], Figure | None]] = {
     "reached-seconds": partial(cost.solved_figure, axis="seconds"),
     "pareto": cost.pareto_figure,
     "break-even": cost.break_even_figure,
-    "decision-flops": partial(decision.decision_figure, axis="flops"),
-    "decision-seconds": partial(decision.decision_figure, axis="seconds"),
+    "break-even-queries": cost.break_even_by_queries_figure,
+    "decision-flops": partial(decision.decision_figure, name="decision_map"),
+    "decision-seconds": partial(decision.decision_figure, name="decision_map_seconds"),
+    "decision-free": partial(decision.decision_figure, name="decision_map_free"),
+    "decision-seconds-free": partial(decision.decision_figure, name="decision_map_seconds_free"),
     "selection": cost.selection_figure,
     "tuning": tuning_figure,
 }
 # Figures that no single axes can hold.
-SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
+SEVERAL_PANELS = frozenset(
+    {"training", "selection", "break-even-queries"}
+    | {name for name in FIGURES if name.startswith("decision-")}
+)
 
 
 def draw(name: str, what: FigureData, ax: Any, names: Sequence[str]) -> Any:

@@ -289,6 +289,13 @@ def empty_figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def four_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with up to four panels in two columns, and room below for a legend."""
+    figure = Drawing((SIZE[0], SIZE[1] + 0.9))
+    corners = [(0.13, 0.66), (0.58, 0.66), (0.13, 0.25), (0.58, 0.25)][:count]
+    return figure, [figure.add_axes((*corner, 0.39, 0.27)) for corner in corners]
+
+
 def one_panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """Return a figure of one panel, with room for its labels; or those of `drawing_on`."""
     if (target := _target_axes.get()) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from metalearn.evaluate.cost_block import Axis
@@ -19,6 +20,7 @@ from metalearn.report.figures.axes import (
     direction,
     empty_figure,
     end_labels,
+    four_panels,
     line,
     metric_name,
     panels,
@@ -28,9 +30,9 @@ from metalearn.report.figures.axes import (
     title,
     value_axis,
 )
-from metalearn.report.figures.style import GREY, INK, Style, styles, with_style
+from metalearn.report.figures.style import GREY, INK, SMALL, Style, styles, with_style
 from metalearn.report.numbers import duration, operations
-from metalearn.results.records import Array
+from metalearn.results.records import Array, Json
 from metalearn.results.searches import selections
 
 MOST_TASKS = 1_000_000  # of the break-even picture
@@ -146,26 +148,72 @@ def break_even_figure(data: FigureData) -> Figure | None:
     groups, results = data
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
-    tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
     for label, costs in by_label(results, "break_even_lines").items():
-        total, style = costs["up_front"] + tasks * costs["per_solved"], style_of[label]
-        width, alpha = (0.9, 0.45) if costs["share"] < 0.5 else (1.8, 1.0)
-        axes.plot(tasks, total, color=style.color, ls=style.dash, lw=width, alpha=alpha)
-        ends.append((f"{label} {100 * costs['share']:.0f} %", float(total[-1])))
-        style_of[ends[-1][0]] = style
+        last = _draw_total(axes, costs, costs["per_solved"], style_of[label])
+        ends.append((f"{label}{_free_mark(costs)} {100 * costs['share']:.0f} %", last))
+        style_of[ends[-1][0]] = style_of[label]
     if not ends:
         return None
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(1, MOST_TASKS)
+    _logarithmic(axes)
     axes.yaxis.set_major_locator(LogLocator(numticks=9))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
     title(axes, "total FLOPs, logarithmic, lower is better")
     axes.set_xlabel("new tasks learned to the target, logarithmic")
     end_labels(axes, ends, style_of)
     round_ticks(axes, operations)
     return figure
+
+
+@with_style
+def break_even_by_queries_figure(data: FigureData) -> Figure | None:
+    """Draw the total FLOPs after n new tasks with their predictions, a panel per number of queries.
+
+    Lines are as in `break_even_figure`; None without costs by numbers of queries."""
+    groups, results = data
+    rows, style_of = by_label(results, "break_even_lines"), styles(groups)
+    counts = sorted({one["queries"] for row in rows.values() for one in row.get("by_queries", ())})
+    if not counts:
+        return None
+    figure, axes_of_counts = four_panels(len(counts))
+    for number, (axes, count) in enumerate(zip(axes_of_counts, counts)):
+        for label, row in rows.items():
+            for one in row.get("by_queries", ()):
+                if one["queries"] == count:
+                    _draw_total(axes, row, one["per_solved"], style_of[label])
+        _logarithmic(axes)
+        axes.yaxis.set_major_locator(LogLocator(numticks=4))
+        axes.set_title(f"{count:,} quer{'y' if count == 1 else 'ies'} per task", size=9)
+        if number > 1:
+            axes.set_xlabel("new tasks, logarithmic")
+    names = {label: f"{label}{_free_mark(row)}" for label, row in rows.items()}
+    handles = [
+        Line2D(
+            [], [], color=style_of[label].color, ls=style_of[label].dash, label=shorten(name, 24)
+        )
+        for label, name in names.items()
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL)
+    return figure
+
+
+def _free_mark(row: Json) -> str:
+    return "*" if row.get("pretraining") == "free" else ""
+
+
+def _draw_total(axes: Axes, row: Json, per_solved: float, style: Style) -> float:
+    """Draw the total by number of tasks, faint if few solve it, and return its last value."""
+    tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
+    total = row["up_front"] + tasks * per_solved
+    width, alpha = (0.9, 0.45) if row["share"] < 0.5 else (1.8, 1.0)
+    axes.plot(tasks, total, color=style.color, ls=style.dash, lw=width, alpha=alpha)
+    return float(total[-1])
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(1, MOST_TASKS)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
 
 
 @with_style

@@ -10,43 +10,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator
 
-from metalearn.evaluate.cost_block import Axis
-from metalearn.report.figures.axes import FigureData, shorten
-from metalearn.report.figures.style import (
-    GREY,
-    INK,
-    SIZE,
-    SMALL,
-    Drawing,
-    Style,
-    styles,
-    with_style,
-)
+from metalearn.report.figures.axes import FigureData, four_panels, shorten
+from metalearn.report.figures.style import GREY, INK, SMALL, Style, styles, with_style
 from metalearn.report.numbers import level
 from metalearn.results.records import Json
 
-MAPS: dict[Axis, str] = {"flops": "decision_map", "seconds": "decision_map_seconds"}
 MOST_LABELS = 7  # targets written next to a panel
 HATCH = "////"  # where the data do not settle the winner, or that there is none
 
 
 @with_style
-def decision_figure(data: FigureData, axis: Axis) -> Figure | None:
-    """Draw the cheapest method, one panel per number of queries; None without a map."""
+def decision_figure(data: FigureData, name: str) -> Figure | None:
+    """Draw the cheapest method, one panel per number of queries; None without the map `name`."""
     groups, results = data
-    grid: Json | None = results.get(MAPS[axis])
+    grid: Json | None = results.get(name)
     if not grid or not winners(grid):
         return None
     style_of, names = styles(groups), winners(grid)
-    figure = Drawing((SIZE[0], SIZE[1] + 0.9))
-    places = [(0.13, 0.66), (0.58, 0.66), (0.13, 0.25), (0.58, 0.25)]
-    for number, queries in enumerate(grid["queries"][: len(places)]):
-        left, low = places[number]
-        axes = figure.add_axes((left, low, 0.39, 0.27))
-        _draw_panel(axes, grid, number, style_of, inner=left > 0.2)
+    figure, panels = four_panels(len(grid["queries"]))
+    for number, (axes, queries) in enumerate(zip(panels, grid["queries"])):
+        _draw_panel(axes, grid, number, style_of, inner=number % 2 == 1)
         suffix = ", as tested" if queries == grid["as_tested"] else ""
         axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} per task{suffix}", size=9)
-        if low < 0.5:
+        if number > 1:
             axes.set_xlabel("new tasks, logarithmic")
     handles = [Patch(color=style_of[name].color, label=shorten(name, 24)) for name in names]
     handles.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="inconclusive"))
@@ -100,19 +86,23 @@ def _power(tasks: float) -> str:
     return f"{tasks:g}"
 
 
-def map_text(grid: Json | None) -> str:
+def map_text(grid: Json | None, queries: int | None = None) -> str:
     """Return the map as text: letters of the winners, in lower case if the winner is not settled.
 
-    A number after a letter is that of the checkpoint along meta-training at which the winner
+    `queries` restricts it to one number of queries per task. A number after a letter is that of the checkpoint along meta-training at which the winner
     stops."""
     if not grid or not winners(grid):
         return "no decision map: no target was set, or no method with a known cost reaches it"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
     lines = [f"rows: {grid['metric']} that counts as solved; columns: number of new tasks"]
-    for number, queries in enumerate(grid["queries"]):
-        suffix = " (as tested)" if queries == grid["as_tested"] else ""
-        noun = "query" if queries == 1 else "queries"
-        lines.append(f"{queries:,} {noun} per task{suffix}, cheapest in {grid['axis']}:")
+    if grid.get("pretraining") == "free":
+        lines.append("without the cost of pretraining elsewhere, which is free to the user")
+    for number, count in enumerate(grid["queries"]):
+        if queries not in (None, count):
+            continue
+        suffix = " (as tested)" if count == grid["as_tested"] else ""
+        noun = "query" if count == 1 else "queries"
+        lines.append(f"{count:,} {noun} per task{suffix}, cheapest in {grid['axis']}:")
         lines += _map_lines(grid, number, letters)
     along = grid.get("along") or {}
     for name, letter in letters.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from metalearn.report.matrices import break_even_matrix, solved_shares, uncounted
 from metalearn.report.section import section
 from metalearn.report.sections import Section
-from metalearn.results.break_even.counts import NO_TIMING
+from metalearn.results.break_even.counts import NO_TIMING, QUERY_LEVEL
 from metalearn.results.costs import AXES
 from metalearn.results.records import Json
 
@@ -23,7 +23,7 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     at_level = [row for row in counts_of_pairs if row.get("level") in (level, None)]
     by_queries = [row for row in counts_of_pairs if row.get("by_queries")]
     shares = solved_shares(rows.results)
-    counts = [one["queries"] for one in by_queries[0]["by_queries"]] if by_queries else []
+    scopes = by_queries[0]["by_queries"] if by_queries else []
     return {
         "matrices": {
             axis: break_even_matrix(rows.groups, at_level, axis, metric, shares) for axis in AXES
@@ -33,8 +33,17 @@ def break_even(rows: Section, pages: Sequence[Section]) -> Json:
         "tested": {axis: _count_tests(counts_of_pairs, axis) for axis in AXES},
         "by_queries": by_queries,
         "tasks_of": {group.label: group.test_tasks for group in rows.groups},
-        "query_heads": [(f"{count:,}", "query" if count == 1 else "queries") for count in counts],
+        "query_level": 100 * QUERY_LEVEL,
+        "query_heads": [_head(scope) for scope in scopes],
     }
+
+
+def _head(scope: Json) -> tuple[str, str]:
+    """Return the two lines above a column of counts by number of queries."""
+    count = scope["queries"]
+    name, unit = ("as tested", "") if count is None else (f"{count:,}", "queries")
+    excluded = "" if scope.get("with_given", True) else "pretraining excluded"
+    return name, ", ".join(filter(None, ["query" if count == 1 else unit, excluded]))
 
 
 def _count_tests(rows: Sequence[Json], axis: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from metalearn.evaluate.breakeven import BreakEven, at_common_levels, break_evens
 from metalearn.evaluate.comparable import MethodCosts
 from metalearn.evaluate.cost_block import Axis
+from metalearn.evaluate.random_effects import LEVEL
 from metalearn.evaluate.statistics.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved, least_level
 from metalearn.results.break_even.missing import describe_missing
@@ -24,6 +25,7 @@ from metalearn.results.costs import (
     learning_cost,
     only_pretraining_unknown,
     prediction_cost,
+    query_count,
     up_front_cost,
     uses_pretrained_weights,
 )
@@ -57,14 +59,20 @@ class VerdictRule(NamedTuple):
     unknown_pretraining: dict[Axis, frozenset[str]]
     partial: dict[str, str]  # label -> which of its seeds have no result
 
-    def on(self, axis: Axis, count: BreakEven, *, is_primary: bool = True) -> Json:
-        """Return `contrast`, `verdict` and `why` of a row; `is_primary`: it may have a verdict."""
+    def on(
+        self, axis: Axis, count: BreakEven, *, is_primary: bool = True, with_given: bool = True
+    ) -> Json:
+        """Return `contrast`, `verdict` and `why` of a row; `is_primary`: it may have a verdict.
+
+        `with_given`: the cost of training weights elsewhere is included."""
         contrast = {count.a, count.b} in self.contrasts
         untimed_labels = [name for name in (count.a, count.b) if name in self.timing_problems]
         verdict, why = str(count.verdict), count.why
-        unknown = self.unknown_pretraining[axis]
-        if unpriced := [name for name in (count.a, count.b) if name in unknown]:
-            why = f"{why} ({UNPUBLISHED.format(' and '.join(unpriced))})"
+        unknown = self.unknown_pretraining[axis] if with_given else frozenset()
+        if unpriced := " and ".join(name for name in (count.a, count.b) if name in unknown):
+            is_only_reason = why == f"not measured: the cost of {unpriced}"
+            unpublished = UNPUBLISHED.format(unpriced)
+            why = unpublished if is_only_reason else f"{why} ({unpublished})"
         if not contrast or not is_primary:
             open_ends = verdict in ("not_reached", "undecided") and why
             estimate = OTHER_LEVEL if contrast else NO_CONTRAST
@@ -93,8 +101,10 @@ def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> Ver
 
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
 FREE = CostScope(with_given=False)  # for rows that start from pretrained weights
-# Of contrasts alone, which have verdicts.
-BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in QUERIES)
+# Of contrasts alone, which have verdicts. Those by numbers of queries are several on one question:
+# each is decided by intervals of this level, so that together they are false as often as one.
+BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in (*QUERIES, None))
+QUERY_LEVEL = 1 - (1 - LEVEL) / len(BY_QUERIES)
 
 
 def method_costs(
@@ -155,7 +165,8 @@ def break_even(
     """Return the `break_even` rows of comparison.json: every pair at every level, on both axes.
 
     Empty without a target. Verdicts are those of `contrast_pairs` at the primary level, with tuning
-    and without answering: every additional verdict may be false. All others are estimates."""
+    and without answering, and for numbers of queries, by stricter intervals: every additional
+    verdict may be false. All others are estimates."""
     if target is None or len(groups) < 2:
         return []
     rule, primary = verdict_rule(groups, contrast_pairs), primary_level(target, levels)
@@ -175,22 +186,30 @@ def _at_level(
     """Return the rows of every pair at one level, with their variants, which have no verdict.
 
     These are without tuning, with answering, and, if there are pretrained weights, without their
-    cost; `by_queries` of contrasts has given numbers of queries per task."""
+    cost; `by_queries` of contrasts has given numbers of queries per task, with verdicts."""
     pairs = list(combinations(range(len(groups)), 2))
     contrast_pairs = [pair for pair in pairs if {groups[n].label for n in pair} in rule.contrasts]
 
-    def variants(scope: CostScope, subset: list[tuple[int, int]]) -> dict[tuple[int, int], Json]:
-        counts = break_evens([method_costs(group, target, axis, scope) for group in groups], subset)
-        return {pair: _variant(scope, one) for pair, one in zip(subset, counts)}
+    def costs(scope: CostScope) -> list[MethodCosts]:
+        return [method_costs(group, target, axis, scope) for group in groups]
 
-    mains = break_evens([method_costs(group, target, axis) for group in groups], pairs)
-    free = (
-        (FREE,)
-        if any(uses_pretrained_weights(run) for group in groups for run in group.runs)
-        else ()
-    )
-    others = [variants(scope, pairs) for scope in (*SCOPES[1:], *free)]
-    by_queries = [variants(scope, contrast_pairs) for scope in BY_QUERIES] if contrast_pairs else []
+    def variants(scope: CostScope) -> dict[tuple[int, int], Json]:
+        counts = break_evens(costs(scope), pairs)
+        return {pair: _variant(scope, one) for pair, one in zip(pairs, counts)}
+
+    def decided(scope: CostScope) -> dict[tuple[int, int], Json]:
+        counts = break_evens(costs(scope), contrast_pairs, QUERY_LEVEL)
+        marks = [
+            rule.on(axis, one, is_primary=is_primary, with_given=scope.with_given) for one in counts
+        ]
+        verdicts = [{"verdict": mark["verdict"], "why": mark["why"]} for mark in marks]
+        entries = [_variant(scope, one) | mark for one, mark in zip(counts, verdicts)]
+        return dict(zip(contrast_pairs, entries))
+
+    mains = break_evens(costs(SCOPES[0]), pairs)
+    others = [variants(scope) for scope in (*SCOPES[1:], *_free(groups, FREE))]
+    numbers = (*BY_QUERIES, *_free(groups, *BY_QUERIES))
+    by_queries = [decided(scope) for scope in numbers] if contrast_pairs else []
     rows = []
     for pair, main in zip(pairs, mains):
         row = {**_row(axis, main, rule, is_primary=is_primary), "level": target["value"]}
@@ -199,6 +218,12 @@ def _at_level(
         row["variants"] = [table[pair] for table in others]
         rows.append({**row, "by_queries": [table[pair] for table in by_queries if pair in table]})
     return rows
+
+
+def _free(groups: Sequence[Group], *scopes: CostScope) -> tuple[CostScope, ...]:
+    """Return the scopes without the cost of pretraining; none if no row has pretrained weights."""
+    given = any(uses_pretrained_weights(run) for group in groups for run in group.runs)
+    return tuple(scope._replace(with_given=False) for scope in scopes) if given else ()
 
 
 def _variant(scope: CostScope, count: BreakEven) -> Json:
@@ -258,16 +283,33 @@ def _row(axis: Axis, count: BreakEven, rule: VerdictRule, *, is_primary: bool = 
 
 
 def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]:
-    """Return FLOPs up front and per solved task, for the labels of which both are known."""
+    """Return FLOPs up front and per solved task, for the labels of which both are known.
+
+    `by_queries` has those per solved task with the prediction of numbers of queries. A row whose
+    pretraining elsewhere has an unknown cost is there without it, as `pretraining: free`."""
     return [line for group in groups if (line := _line(group, target)) is not None]
 
 
 def _line(group: Group, target: Json | None) -> Json | None:
-    costs = method_costs(group, target, "flops")
-    each = None if costs.found is None else cost_per_solved(costs.found)
-    if costs.up_front is None or costs.found is None or each is None or not np.isfinite(each):
+    free = any(only_pretraining_unknown(run, "flops") for run in group.runs)
+    base = CostScope(with_given=not free)
+    costs = method_costs(group, target, "flops", base)
+    each = _per_solved(costs)
+    if costs.up_front is None or costs.found is None or each is None:
         return None
     up, share = float(costs.up_front.mean()), float(costs.found.solved.mean())
     if up + each == 0:
         return None  # a line at zero has no place on a logarithmic axis
-    return {"label": group.label, "up_front": up, "per_solved": each, "share": share}
+    by_queries = []
+    for count in sorted({*QUERIES, query_count(group.first) or 1}):
+        scope = base._replace(with_answering=True, queries=count)
+        total = _per_solved(method_costs(group, target, "flops", scope))
+        by_queries += [] if total is None else [{"queries": count, "per_solved": total}]
+    line = {"label": group.label, "up_front": up, "per_solved": each, "share": share}
+    return line | {"by_queries": by_queries} | ({"pretraining": "free"} if free else {})
+
+
+def _per_solved(costs: MethodCosts) -> float | None:
+    """Return the cost per solved task; None if it is unknown or no task is solved."""
+    each = None if costs.found is None else cost_per_solved(costs.found)
+    return each if each is not None and np.isfinite(each) else None

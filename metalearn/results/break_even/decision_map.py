@@ -1,7 +1,9 @@
 """The cheapest method by number of new tasks, queries per task, and target: `decision_map`.
 
 A row whose cost before the first task is unknown, or was not measured, is not a candidate: it is
-excluded and named, with the reason."""
+excluded and named, with the reason. If rows start from weights that others trained, a second map,
+`decision_map_free`, leaves out the cost of that training: it is free to their user, whatever it
+cost the world."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import Candidate, decide
+from metalearn.evaluate.decision.totals import Candidate, Decision, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.break_even.counts import UNPUBLISHED, origin
 from metalearn.results.break_even.missing import describe_missing
@@ -24,12 +26,20 @@ from metalearn.results.costs import (
     prediction_cost_parts,
     query_count,
     up_front_cost,
+    uses_pretrained_weights,
 )
 from metalearn.results.design.timing import seconds_problems, timing_covariances
 from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
 
 T = TypeVar("T")
+# Key of comparison.json -> (axis, whether the training of weights elsewhere is paid for).
+MAPS: dict[str, tuple[Axis, bool]] = {
+    "decision_map": ("flops", True),
+    "decision_map_seconds": ("seconds", True),
+    "decision_map_free": ("flops", False),
+    "decision_map_seconds_free": ("seconds", False),
+}
 TASKS = (*(base * 10**power for power in range(7) for base in (1, 3)), 10**7)
 
 
@@ -42,12 +52,18 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(
-    groups: Sequence[Group], metric: str, at: Sequence[float], axis: Axis
+    groups: Sequence[Group],
+    metric: str,
+    at: Sequence[float],
+    axis: Axis,
+    pretraining: bool = True,
 ) -> Candidates:
-    """Return every row as a candidate at the targets `at` of the metric."""
+    """Return every row as a candidate at the targets `at` of the metric.
+
+    Without `pretraining`, the training of weights elsewhere costs nothing."""
     candidates, left_out = list[Candidate](), dict[str, str]()
     for group in groups:
-        candidate = _candidate(group, metric, at, axis)
+        candidate = _candidate(group, metric, at, axis, pretraining)
         if isinstance(candidate, str):
             left_out[group.label] = candidate
         else:
@@ -63,12 +79,14 @@ def find_candidates(
     return Candidates(candidates, left_out, why)
 
 
-def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Candidate | str:
+def _candidate(
+    group: Group, metric: str, at: Sequence[float], axis: Axis, pretraining: bool
+) -> Candidate | str:
     """Return a row as a candidate, or a sentence that says why it is none."""
     table = group.pooled_scores(metric)
     if table is None:
         return f"no scores of {metric} for the same tasks and steps from every seed"
-    costs = [_costs(run, axis) for run in group.runs]
+    costs = [_costs(run, axis, pretraining) for run in group.runs]
     known_costs = [one for one in costs if not isinstance(one, str)]
     if len(known_costs) < len(costs):
         return next(one for one in costs if isinstance(one, str))
@@ -84,7 +102,7 @@ def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Ca
 
 def _timed(run: Run) -> tuple[float, float] | None:
     """Return the seconds per task and per query of a run; None if they are not known."""
-    costs = _costs(run, "seconds")
+    costs = _costs(run, "seconds", pretraining=False)
     return None if isinstance(costs, str) else costs[1:]
 
 
@@ -120,10 +138,10 @@ def _scores_along(run: Run) -> Array | None:
     return scores if fits else None
 
 
-def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
+def _costs(run: Run, axis: Axis, pretraining: bool) -> tuple[float, float, float] | str:
     """Return (before the first task, per task, per query), or a sentence if one is unknown."""
     before, each, answers = (
-        up_front_cost(run, axis),
+        up_front_cost(run, axis, pretraining=pretraining),
         learning_cost(run, axis),
         prediction_cost_parts(run, axis),
     )
@@ -157,8 +175,25 @@ def target_grid(groups: Sequence[Group], target: Json, levels: Sequence[float]) 
     return sorted({*scale, *levels, value}, reverse=True)
 
 
+def decision_maps(
+    groups: Sequence[Group], target: Json | None, levels: Sequence[float]
+) -> dict[str, Json | None]:
+    """Return the maps of comparison.json; those of free pretraining only if rows started from
+    weights that others trained."""
+    free = any(uses_pretrained_weights(run) for group in groups for run in group.runs)
+    return {
+        name: decision_map(groups, target, levels, axis, pretraining)
+        for name, (axis, pretraining) in MAPS.items()
+        if free or pretraining
+    }
+
+
 def decision_map(
-    groups: Sequence[Group], target: Json | None, levels: Sequence[float], axis: Axis
+    groups: Sequence[Group],
+    target: Json | None,
+    levels: Sequence[float],
+    axis: Axis,
+    pretraining: bool = True,
 ) -> Json | None:
     """Return `decision_map` of comparison.json, or None without a target or candidates.
 
@@ -169,7 +204,7 @@ def decision_map(
     if target is None or len(groups) < 2:
         return None
     at = target_grid(groups, target, levels)
-    candidates = find_candidates(groups, str(target["metric"]), at, axis)
+    candidates = find_candidates(groups, str(target["metric"]), at, axis, pretraining)
     test_queries = query_count(groups[0].first)
     if not candidates.members or test_queries is None:
         return None
@@ -177,26 +212,32 @@ def decision_map(
     decision = decide(candidates.members, TASKS, queries)
     labels = [member.label for member in candidates.members]
     settled = decision.settled & (not candidates.unsettled)
-    along: dict[str, list[int]] = {}
-    for member in candidates.members:
-        if member.step is not None:
-            along.setdefault(member.label, []).append(member.step)
-    steps = [member.step for member in candidates.members]
-    stops = [[[_of(steps, n) for n in row] for row in part] for part in decision.winner]
     return {
         "axis": axis,
         "tasks": list(TASKS),
         "targets": at,
         "queries": queries,
         "winner": [[[_of(labels, n) for n in row] for row in part] for part in decision.winner],
-        **({"along": along, "stops_after": stops} if along else {}),
+        **_stops(candidates.members, decision),
         "share": [[[_share(value) for value in row] for row in part] for part in decision.share],
         "settled": settled.tolist(),
         "as_tested": test_queries,
         "metric": target["metric"],
         "left_out": candidates.left_out,
         "unsettled": candidates.unsettled,
+        **({} if pretraining else {"pretraining": "free"}),
     }
+
+
+def _stops(members: Sequence[Candidate], decision: Decision) -> Json:
+    """Return `along` and `stops_after` of a map; empty without checkpoints of meta-training."""
+    along: dict[str, list[int]] = {}
+    for member in members:
+        if member.step is not None:
+            along.setdefault(member.label, []).append(member.step)
+    steps = [member.step for member in members]
+    stops = [[[_of(steps, n) for n in row] for row in part] for part in decision.winner]
+    return {"along": along, "stops_after": stops} if along else {}
 
 
 def _of(values: Sequence[T], place: int) -> T | None:
