@@ -78,6 +78,10 @@ def with_ci(value: float | None, ci95: float | None, percent: bool) -> str:
     return text if value is None or ci95 is None else f"{text} ± {score(ci95, percent, value)}"
 
 
+def half_width(value: float | None, scale: float = 1.0) -> str:
+    return NONE if value is None else f"± {value * scale:.3g}"
+
+
 def score_interval(ends: Sequence[float], percent: bool, seeds: Sequence[float | None] = ()) -> str:
     """Format the interval of a mean score, or say that an end of it is no possible score.
 

@@ -18,7 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, load
 from metalearn.report import markdown
-from metalearn.report.numbers import NONE, operations, p_value, score, score_interval
+from metalearn.report.numbers import NONE, half_width, score
+from metalearn.report.recorded.comparison import (
+    contrasts_text,
+    decision_map_text,
+    rows_text,
+    sources_text,
+)
 from metalearn.results.published import (
     comparison_result,
     describe_left_out,
@@ -56,9 +62,10 @@ def page(folder: Path) -> str:
         curves=_curves(results),
         spread=lambda name: _spread(results[name]),
         difference=lambda a, b: _difference(results[a], results[b]),
-        comparison=lambda name: _comparison(results[name]),
-        contrasts=lambda name: _contrasts(results[name]),
-        by_source=lambda name: _by_source(results[name]),
+        comparison=lambda name: rows_text(results[name]),
+        contrasts=lambda name: contrasts_text(results[name]),
+        decision_map=lambda name, queries=None: decision_map_text(results[name], queries),
+        by_source=lambda name: sources_text(results[name]),
         table=lambda name: _table(results[name]),
         schedule=lambda name: _schedule(folder / f"{name}.yaml"),
     )
@@ -165,83 +172,13 @@ def _cell(one: Json) -> list[str]:
         NONE if one["step"] is None else str(one["step"]),
         f"{_number(one['published'], one['published_ci95'])} ({one['source']})",
         f"{one['value']:.4g}{describe_left_out(one)}",
-        _half(one["ci95_tasks"]),
-        _half(one["ci95_seeds"]),
+        half_width(one["ci95_tasks"]),
+        half_width(one["ci95_seeds"]),
         seeds,
         f"{one['tasks']:,}",
         ": ".join(filter(None, (one["schedule"], one.get("schedule_why")))),
         f"**{verdict(one)}**",
     ]
-
-
-def _comparison(one: Json) -> str:
-    """Return the text of a comparison: its command and settings, and its rows, the best first."""
-    percent = one["metric"] == "accuracy"
-    unit = "accuracy, %" if percent else "squared error"
-    has_interval = any(row.get("interval") for row in one["rows"])
-    halves = ["95 %, seeds and tasks"] if has_interval else ["over tasks", "over seeds"]
-    heads = ["method", unit, *halves, "each seed"]
-    heads += ["FLOPs before", "FLOPs per task"]
-    rows = [_line(row, one, percent, has_interval) for row in one["rows"]]
-    seeds = f"{len(one['seeds'])} seed{'s' if len(one['seeds']) > 1 else ''}"
-    where = f"commit {one['commit'][:7]}" if one.get("commit") else "commit not recorded"
-    about = (
-        f"`{one['command']}`: {one['task']}; {one['tasks']} test tasks, {seeds}; schedule "
-        f"{one['schedule']}: {one['schedule_why']}; {where}."
-    )
-    failures = "; ".join(one.get("failed_checks") or ())
-    checks = f"\nChecks of the report that failed: {failures}.\n" if failures else ""
-    return f"{about}\n\n{_markdown(heads, rows)}{checks}"
-
-
-def _line(row: Json, one: Json, percent: bool, has_interval: bool) -> list[str]:
-    few = f" (first {row['tasks']} tasks)" if row.get("tasks", one["tasks"]) < one["tasks"] else ""
-    seeds = [score(value, percent) for value in row["per_seed"] or []]
-    scale = 100 if percent else 1
-    halves = [_half(row["ci95_tasks"], scale), _half(row["ci95_seeds"], scale)]
-    if has_interval:  # of a row with too few seeds, that over tasks
-        ends = row.get("interval")
-        halves = [score_interval(ends, percent, row["per_seed"] or ()) if ends else halves[0]]
-    return [
-        row["label"] + few,
-        score(row["value"], percent),
-        *halves,
-        ", ".join(seeds) or "not recorded",
-        _flops(row["flops_before"]),
-        _flops(row["flops_task"]),
-    ]
-
-
-def _by_source(one: Json) -> str:
-    """Return the rows of a comparison on the tasks of each source, and their mean ranks."""
-    percent, sources = one["metric"] == "accuracy", list(one["rows"][0]["by_source"])
-    rows = [
-        [
-            row["label"],
-            *(score(row["by_source"].get(name), percent) for name in sources),
-            f"{row['mean_rank']:.1f}" if "mean_rank" in row else NONE,
-        ]
-        for row in sorted(one["rows"], key=lambda row: float(row.get("mean_rank", 0)))
-    ]
-    return _markdown(["method", *sources, "mean rank"], rows)
-
-
-def _contrasts(one: Json) -> str:
-    """Return the contrasts of a comparison, or a sentence that there are none."""
-    if not one["contrasts"]:
-        return "No contrasts were named before this run, so it has no tests.\n"
-    scale, unit = (100, "points") if one["metric"] == "accuracy" else (1, "squared error")
-    heads = ("contrast", f"difference, {unit}", "95 % interval", "p, Holm", "reading")
-    rows = []
-    for pair in one["contrasts"]:
-        ends = " to ".join(f"{end * scale:+.3g}" for end in pair["ci95"] or ()) or NONE
-        apart = NONE if pair["difference"] is None else f"{pair['difference'] * scale:+.3g}"
-        p = pair.get("p_holm")
-        reading = "no test" if p is None else "distinguished" if p <= 0.05 else "not distinguished"
-        reading = "exploratory" if pair.get("exploratory") else reading
-        cells = [f"{pair['a']} − {pair['b']}", apart, ends, p_value(p)]
-        rows.append([*cells, reading])
-    return _markdown(heads, rows)
 
 
 def _table(one: Json) -> str:
@@ -284,14 +221,6 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _number(value: float | None, half: float | None) -> str:
     return NONE if value is None else f"{value:g}" + (f" ± {half:g}" if half else "")
-
-
-def _half(value: float | None, scale: float = 1.0) -> str:
-    return NONE if value is None else f"± {value * scale:.3g}"
-
-
-def _flops(value: float | None) -> str:
-    return NONE if value is None else operations(value)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from metalearn.evaluate import random_effects, stats
+from metalearn.evaluate.decision.packed import pack_map
 from metalearn.evaluate.random_effects import LEVEL, satterthwaite
 from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.costs import learning_cost, up_front_cost
@@ -28,7 +29,7 @@ from metalearn.results.records import (
     mean,
     run_directories,
 )
-from metalearn.results.schema import Comparison
+from metalearn.results.schema import Comparison, PackedMap
 from metalearn.storage.files import read_json
 from metalearn.storage.schema import Maybe, Open, Text, check_schema
 
@@ -37,6 +38,7 @@ Verdict = Literal["reproduced", "below", "above", "too wide to tell", "reduced s
 # missed by 3 points and more; and relative to a published loss.
 WIDEST_ACCURACY = 0.03
 WIDEST_LOSS = 0.2
+LIKELIHOOD = ("nll", "nll_ci95", "nll_left_out", "calibration_error", "calibration_floor")
 
 
 class _Result(Open):
@@ -58,7 +60,15 @@ class LearningCurve(Open):
     values: list[float]
 
 
-class PublishedNumber(_Result):
+class _Likelihood(Open):
+    nll: Maybe = None
+    nll_ci95: Maybe = None
+    nll_left_out: Maybe = None
+    calibration_error: Maybe = None
+    calibration_floor: Maybe = None
+
+
+class PublishedNumber(_Result, _Likelihood):
     """One number of a paper, measured."""
 
     kind: Literal["cell"]
@@ -79,7 +89,7 @@ class PublishedNumber(_Result):
     validation: LearningCurve | None = None
 
 
-class _Row(Open):
+class _Row(_Likelihood):
     label: Text
     value: Maybe
     ci95_tasks: Maybe
@@ -104,6 +114,13 @@ class ComparisonResult(_Result):
     rows: list[_Row]
     contrasts: list[dict[str, Any]]
     break_even: list[dict[str, Any]]
+    decision_map: PackedMap | None = None  # `free`: pretraining by others costs nothing
+    decision_map_seconds: PackedMap | None = None
+    decision_map_free: PackedMap | None = None
+    decision_map_seconds_free: PackedMap | None = None
+
+
+MAPS = tuple(name for name in ComparisonResult.model_fields if name.startswith("decision_map"))
 
 
 class Table(_Result):
@@ -174,10 +191,9 @@ def _interval_over_both(cell: Mapping[str, Any]) -> tuple[float, float]:
 def cell_result(
     row: Group, step: int, published: float, command: str, reduced: str = "", departures: str = ""
 ) -> Json:
-    """Return one published number, a row at one step of its curve, as in `experiments/results/`.
+    """Return one published number, a row at one step. A loss excludes tasks that diverged.
 
-    `reduced`: why the schedule is not the published one; `departures`: what differs though it is. A
-    loss excludes tasks that diverged."""
+    `reduced`: why the schedule is not the published one; `departures`: what else differs."""
     first, metric, head = row.first, row.metric, row.first.result["headline"]
     point = first.steps.index(step)
     diverged_shares = [at(run.test.get("diverged"), point) for run in row.runs]
@@ -201,6 +217,7 @@ def cell_result(
         "ci95_seeds": stats.seeds_ci95(values),
         "interval": None if scores is None else _interval_over_seeds(scores[:, :, point]),
         "converged_only": use_converged,
+        **_likelihood(row, point),
         "tasks": row.test_tasks,
         "published": published,
         "published_ci95": head.get("published_ci95") if step == head["step"] else None,
@@ -211,6 +228,15 @@ def cell_result(
         "validation": _learning_curve(row),
         **_machine(first),
     }
+
+
+def _likelihood(row: Group, point: int) -> Json:
+    """Return what the runs have of LIKELIHOOD at a point: means, and the widest interval."""
+    columns = {name: [at(run.test.get(name), point) for run in row.runs] for name in LIKELIHOOD}
+    values = {name: mean(column) for name, column in columns.items()}
+    if values["nll_ci95"] is not None:
+        values["nll_ci95"] = max(half for half in columns["nll_ci95"] if half is not None)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _interval_over_seeds(scores: Array) -> list[float] | None:
@@ -239,8 +265,9 @@ def single_cell(cell: Json, row: Group) -> Json | None:
         return None
     values, halves = ([one[name] for one in tests] for name in ("value", "ci95"))
     why = (cell["schedule_why"], "one checkpoint, where the published number is an ensemble's")
+    rest = {name: value for name, value in cell.items() if name not in LIKELIHOOD}
     return {
-        **cell,
+        **rest,
         "label": f"{cell['label']}, best checkpoint alone",
         "schedule": "reduced",
         "schedule_why": "; ".join(filter(None, why)),
@@ -310,6 +337,7 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
         ),
         "contrasts": [one for one in contents["paired"] if one.get("contrast")],
         "break_even": [one for one in contents["break_even"] if one.get("contrast")],
+        **{name: pack_map(contents[name]) for name in MAPS if contents.get(name)},
         "failed_checks": [one["name"] for one in contents["checks"] if not one["passed"]],
         "rules": contents.get("rules"),
         "config_hash": {one.label: one.first.result.get("config_hash") for one in groups.values()},
@@ -324,7 +352,7 @@ def _row(row: Group, line: Mapping[str, Any]) -> Json:
     at_headline = [None if one is None else float(one[n]) for one, n in zip(each, points)]
     keys = ("label", "value", "ci95_tasks", "ci95_seeds", "interval", "per_seed", "step")
     return {
-        **{name: line.get(name) for name in keys},
+        **{name: line.get(name) for name in (*keys, *LIKELIHOOD)},
         "tasks": row.test_tasks,
         "flops_before": mean(before),
         "flops_task": mean(at_headline),

@@ -1,0 +1,1 @@
+"""Tables of the measurements that are recorded in `experiments/results/`."""
