@@ -302,19 +302,21 @@ def study_shares(
     return Shares(*(float(value) for value in inside / repeats))
 
 
-def study_varying_cost(share: float, seed_sd: float, repeats: int) -> tuple[float, float]:
+def study_varying_cost(
+    share: float, seed_sd: float, repeats: int, count: int = 3
+) -> tuple[float, float]:
     """How often the true cost of a solved task is (below, above) its interval.
 
-    3 seeds whose costs differ by 10 %, 100 tasks."""
+    `count` seeds whose costs differ by 10 %, 100 tasks."""
     generator = np.random.default_rng([5, round(1000 * share), round(10 * seed_sd)])
-    seeds, tasks = (0, 1, 2), 100
-    free = Reached(np.ones((3, tasks), bool), np.zeros((3, tasks)))
+    seeds, tasks = tuple(range(count)), 100
+    free = Reached(np.ones((count, tasks), bool), np.zeros((count, tasks)))
     missed = np.zeros(2)
     for _ in range(repeats):
-        found = solved(generator, share, 3, seed_sd, generator.normal(0, TASK_PROBIT, tasks))
-        cost = generator.normal(1, 0.1, 3)[:, None] * np.ones(tasks)
-        a = MethodCosts("a", seeds, np.zeros(3), Reached(found, cost))
-        b = MethodCosts("b", seeds, np.zeros(3), free)
+        found = solved(generator, share, count, seed_sd, generator.normal(0, TASK_PROBIT, tasks))
+        cost = generator.normal(1, 0.1, count)[:, None] * np.ones(tasks)
+        a = MethodCosts("a", seeds, np.zeros(count), Reached(found, cost))
+        b = MethodCosts("b", seeds, np.zeros(count), free)
         _, low, high, _ = total_difference(a, b, paired=False).at([math.inf]).one()
         missed += (1 / share < low, 1 / share > high)
     return float(missed[0] / repeats), float(missed[1] / repeats)

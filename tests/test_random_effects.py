@@ -146,7 +146,7 @@ def test_two_seeds_have_an_interval_over_tasks_alone() -> None:
     assert interval(values) == pytest.approx(found.ci95)
 
 
-@pytest.mark.parametrize(("seeds", "ratio"), [(3, 1.8), (5, 1.8), (5, 4.0)])
+@pytest.mark.parametrize(("seeds", "ratio"), [(3, 1.8), (5, 1.8), (5, 4.0), (10, 1.8)])
 def test_the_interval_of_a_ratio_has_the_variance_of_both(seeds: int, ratio: float) -> None:
     """The interval of the difference over the mean of the base covered .87, .80 and .48."""
     generator, repeats, covered = np.random.default_rng([6, seeds]), 150, 0

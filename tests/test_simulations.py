@@ -64,10 +64,13 @@ def test_symmetric_intervals_of_a_share_and_of_a_count_are_refused() -> None:
     assert found.symmetric_number < found.number - 0.02
 
 
+@pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("share", (0.9, 0.97, 0.995))
 @pytest.mark.parametrize("seed_sd", (0.0, 1.3, 7.0))
-def test_a_cost_that_differs_between_seeds_is_seldom_missed(share: float, seed_sd: float) -> None:
-    for missed in study_varying_cost(share, seed_sd, REPEATS):
+def test_a_cost_that_differs_between_seeds_is_seldom_missed(
+    seeds: int, share: float, seed_sd: float
+) -> None:
+    for missed in study_varying_cost(share, seed_sd, REPEATS, seeds):
         assert missed <= 0.04 + slack(0.04)
 
 
@@ -132,12 +135,13 @@ def test_the_older_bootstrap_of_a_count_is_refused() -> None:
 EQUAL_SECONDS = {share: ((1000.0, 1.0, share), (0.0, 1.0, share)) for share in (0.9, 1.0)}
 
 
+@pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("share", EQUAL_SECONDS)
 @pytest.mark.parametrize("variation", (0.03, 0.07))
-def test_equal_seconds_are_seldom_said_to_pay(share: float, variation: float) -> None:
+def test_equal_seconds_are_seldom_said_to_pay(seeds: int, share: float, variation: float) -> None:
     """The noise of five rounds of timing is in the interval."""
     repeats = REPEATS // 4
-    found = study_timing(EQUAL_SECONDS[share], variation, repeats)
+    found = study_timing(EQUAL_SECONDS[share], variation, repeats, seeds=seeds)
     assert found.verdicts.get("pays", 0) <= 0.025 + slack(0.025, repeats)
     assert found.verdicts.get("always", 0) == 0
 
@@ -148,10 +152,13 @@ def test_seconds_without_the_noise_of_timing_are_refused() -> None:
         assert found.verdicts["pays"] > 0.025 + slack(0.025, REPEATS // 4)
 
 
-def test_seconds_that_differ_are_said_to_pay() -> None:
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_seconds_that_differ_are_said_to_pay(seeds: int) -> None:
+    """With three seeds a count of this size is often left undecided."""
     costs = ((1000.0, 1.0, 0.9), (0.0, 2.0, 0.9))
-    found = study_timing(costs, 0.03, REPEATS // 4)
-    assert found.verdicts["pays"] > 0.9 and found.coverage >= 0.92 - slack(0.92, REPEATS // 4)
+    found = study_timing(costs, 0.03, REPEATS // 4, seeds=seeds)
+    assert found.verdicts["pays"] > (0.9 if seeds > 3 else 0.3)
+    assert found.coverage >= 0.92 - slack(0.92, REPEATS // 4)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
