@@ -83,7 +83,12 @@ def skip_without(experiment: Experiment, data: Path) -> None:
 # own_images needs a path; of learn_optimizer (l2o_*) a step is on no episodes: test_l2o.py
 UNPUBLISHED = (
     *("learned_optimizer", "anil_omniglot_5w5s_cpu"),
-    *("mixture_drawings", "lite0_cifar_fs", "omniglot_runs"),
+    *("maml_harmonics", "maml_sinusoid_line"),
+    *("mixture_drawings", "lite0_cifar_fs", "omniglot_runs", "reptile_sinusoid"),
+    *("logistic_regression_cifar_fs_5w1s", "logistic_regression_cifar_fs_5w5s"),
+    *("baseline_plus_plus_cifar_fs_5w1s", "baseline_plus_plus_cifar_fs_5w5s"),
+    *("metaopt_net_cifar_fs_5w1s", "metaopt_net_cifar_fs_5w5s"),
+    *("pmf_cifar_fs_5w1s", "pmf_cifar_fs_5w5s"),
 )
 
 
