@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from checks import F64, case, episodes
 from clusters import Clusters
 from run_folders import groups_of, write_rows
 
+from metalearn.compare.compare import line
 from metalearn.compare.comparison import Comparison
 from metalearn.evaluate.curves import Curve, learning_curve, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
@@ -183,3 +185,18 @@ def test_the_floor_of_certain_and_of_missing_predictions() -> None:
     one = calibration_counts(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     assert float(calibration_floor(one)) == pytest.approx(0.5)
     assert bool(calibration_floor(torch.full((BINS, 3), float("nan"))).isnan())
+
+
+def test_the_line_of_a_run_has_both_at_the_headline_step() -> None:
+    result: dict[str, Any] = {
+        "label": "a",
+        "seed": 0,
+        "headline": {"metric": "accuracy", "value": 0.5, "ci95": 0.01, "step": 5},
+        "traits": {"uses_steps": True},
+        "episodes": {"count": 600},
+        "normalisation": "none",
+        "test": {"steps": [0, 5], "nll": [2.0, 1.25], "calibration_error": [0.3, 0.125]},
+    }
+    assert line(result).endswith("normalisation none, NLL 1.25, calibration error 12.5 %")
+    result["test"] = {"steps": [0, 5], "nll": [None, None]}
+    assert line(result).endswith("normalisation none")

@@ -140,7 +140,20 @@ def line(result: dict[str, Any]) -> str:
     return (
         f"{result['label']} seed {result['seed']}: {head['metric']} {value}{interval} {steps}, "
         f"{result['episodes']['count']} tasks, normalisation {result['normalisation']}"
+        f"{_likelihood(result)}"
     )
+
+
+def _likelihood(result: dict[str, Any]) -> str:
+    """Return NLL and calibration error at the headline step; empty if the run has none."""
+    test, step = result["test"], result["headline"]["step"]
+    place = test["steps"].index(step) if step in test["steps"] else 0
+    parts = []
+    if (values := test.get("nll")) and values[place] is not None:
+        parts.append(f"NLL {values[place]:.4g}")
+    if (values := test.get("calibration_error")) and values[place] is not None:
+        parts.append(f"calibration error {100 * values[place]:.3g} %")
+    return "".join(f", {part}" for part in parts)
 
 
 def require_finite(results: Sequence[tuple[Path, dict[str, Any]]]) -> None:
