@@ -61,9 +61,10 @@ def maml(net: Net, support: int, query: int, steps: int, *, first_order: bool) -
 
 def proto_net(net: Net, ways: int, support: int, query: int) -> int:
     """Features of both sets and their gradient; class means are a product [N, B] x [B, D] and its
-    transpose."""
+    transpose, distances a product [M, D] x [D, N] with two gradients."""
     both = [net.layers(size)[:-1] for size in (support, query)]
     forward = sum(map(sum, both))
     hidden = sum(sum(layers[1:]) for layers in both)
     means = 2 * ways * support * net.filters
-    return 2 * forward + hidden + 2 * means
+    distances = 2 * ways * query * net.filters
+    return 2 * forward + hidden + 2 * means + 3 * distances

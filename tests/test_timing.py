@@ -18,7 +18,7 @@ from metalearn.compare.compare import compare
 from metalearn.config.experiment import Plan, parse
 from metalearn.errors import Stopped
 from metalearn.evaluate import curves
-from metalearn.evaluate.cost_block import EACH, total_seconds, waiting_share
+from metalearn.evaluate.cost_block import EACH, prediction_parts, total_seconds, waiting_share
 from metalearn.machine import Activity, waiting_seconds
 from metalearn.results.break_even.counts import method_costs
 from metalearn.results.costs import prediction_cost, prediction_cost_parts
@@ -77,6 +77,9 @@ def test_medians_of_five_rounds_are_the_seconds_of_new_tasks(compared: Path) -> 
             assert entry["seconds"] == entry["seconds_batched"]
             by_one = phase == "predict" and label != "nas"  # a search on the host has no batch
             assert ("seconds_one_query" in entry) == by_one
+            if phase == "predict":
+                parts = prediction_parts(entry, "seconds", entry["queries"])
+                assert parts is not None and entry["seconds_per_query"] == parts[1]
             assert set(entry["first_pass"]) >= {"seconds", "seconds_alone", "seconds_batched"}
         facts = row["timing"]
         assert (facts["rounds"], facts["rows"]) == (5, 3) and facts["first_call_seconds"] > 0
@@ -157,7 +160,8 @@ def test_the_batch_that_is_timed_is_that_of_the_test(
     monkeypatch.setattr(cost, "tasks_at_once", lambda chunk, meta: min(chunk, fits))
     one = parse({**FILE, "methods": FILE["methods"][:1]}).experiments[0]
     result = run_one(one, tmp_path / "run")
-    assert learned == [1, 1, 1, size, size], "three alone, a batch, a batch without steps"
+    numbers = "three alone, a batch, one alone with one query, a batch without steps"
+    assert learned == [1, 1, 1, size, 1, size], numbers
     adapt, predict = result["cost"]["adapt"], result["cost"]["predict"]
     assert adapt["gradient_steps"] == one.evaluate.steps[-1] and predict["tasks"] == 20
     learned.clear()

@@ -108,14 +108,41 @@ def answering_cost(cost: Cost, axis: Axis) -> float | None:
     return None if value is None else float(value)
 
 
-def per_query(entry: Mapping[str, Any], queries: int) -> dict[str, Any]:
-    """Return `queries`, `flops_per_query` and `seconds_per_query` of a `predict` entry per task."""
-    names = {"flops_per_query": "flops", "seconds_per_query": "seconds_batched"}
-    costs = {name: entry.get(field) for name, field in names.items()}
-    per_query_costs = {
-        name: None if value is None else value / queries for name, value in costs.items()
-    }
-    return {"queries": queries, **per_query_costs}
+def prediction_parts(
+    entry: Mapping[str, Any], axis: Axis, queries: int, beside: int = 0
+) -> tuple[float, float] | None:
+    """Return (cost of predicting for a task, without its queries; cost of one query).
+
+    The cost is the line through those of all queries and of one. Where that of one is not known,
+    the cost is divided equally among the queries and the first part is 0, except with support
+    examples `beside` them in one batch (`examples_beside`), which then have equal shares. None if
+    the `predict` entry has no cost."""
+    whole = entry.get("seconds_batched" if axis == "seconds" else "flops")
+    if whole is None:
+        return None
+    one = entry.get(f"{axis}_one_query")
+    if one is not None and queries > 1:  # noise: no query is free, or more than its equal share
+        each = min(max(0.0, (whole - one) / (queries - 1)), whole / queries)
+        return whole - queries * each, each
+    each = whole / (beside + queries)
+    return beside * each, each
+
+
+def examples_beside(normalisation: str | None, ways: int | None, shots: int | None) -> int:
+    """Return the number of support examples on which the network runs again for the queries.
+
+    Under the policy `support`, the statistics of these normalise the queries."""
+    return (ways or 1) * (shots or 0) if normalisation == "support" else 0
+
+
+def per_query(entry: Mapping[str, Any], queries: int, beside: int = 0) -> dict[str, Any]:
+    """Return `queries`, `flops_per_query` and `seconds_per_query` of a `predict` entry per task.
+
+    The latter are the second of `prediction_parts`."""
+    axes: tuple[Axis, ...] = ("flops", "seconds")
+    parts = {axis: prediction_parts(entry, axis, queries, beside) for axis in axes}
+    costs = {f"{axis}_per_query": pair and pair[1] for axis, pair in parts.items()}
+    return {"queries": queries, **costs}
 
 
 def total_seconds(cost: Cost) -> float | None:

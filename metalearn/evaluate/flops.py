@@ -4,9 +4,10 @@ The function runs once on fake tensors, which carry the device of the real ones,
 operators are those of the real run. The count has two parts: multiply-adds of matrix products and
 convolutions by torch's own formulas, two FLOPs each; and elementwise work, one FLOP per element of
 an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
-are free. An operator that neither table lists counts one FLOP per element of its result, which is
-logged; one of linear algebra or of Fourier transforms, whose cost is not proportional to that,
-is an error."""
+are free. Distances between two sets of vectors count as a matrix product, also where the table of
+differences is computed (scopes/counting.py). An operator that neither table lists counts one FLOP
+per element of its result, which is logged; one of linear algebra or of Fourier transforms, whose
+cost is not proportional to that, is an error."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from metalearn.evaluate.fingerprint import fingerprint
+from metalearn.scopes.counting import Counting
 from metalearn.tree import leaves, tree_map
 
 Shape = tuple[int, ...]
@@ -130,7 +131,7 @@ def _keeps_shape(args: tuple[Any, ...]) -> bool:
     return isinstance(second, int)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(Counting):
     """Adds up the FLOPs of every operator, as it is after vmap and grad."""
 
     def __init__(self) -> None:
@@ -200,6 +201,16 @@ def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
     return _conv_flops(g, out_shape[1:4])
 
 
+def _distances(x: Shape, y: Shape, *rest: Any, out_shape: Shape) -> int:
+    """x [*, M, D], y [*, N, D] -> [*, M, N]: a product, as those of negative_squared_distance."""
+    return 2 * math.prod(out_shape) * x[-1]
+
+
+def _distances_backward(g: Shape, x: Shape, *rest: Any, out_shape: Shape) -> int:
+    """The gradient in x; that in y is another call."""
+    return 2 * math.prod(g) * x[-1]
+
+
 def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
     """Return the rule of a factorisation of, or a solve with, the n x n matrices of the first
     argument; `right` is the index of the argument with the right-hand sides."""
@@ -220,6 +231,9 @@ RULES: dict[str, Rule] = {
     "metalearn::conv": _native_conv,
     "metalearn::conv_input": _native_input,
     "metalearn::conv_weight": _native_weight,
+    "aten::_cdist_forward": _distances,
+    "aten::_cdist_backward": _distances_backward,
+    "aten::_euclidean_dist": _distances,  # torch.cdist of more than 25 vectors
     "aten::dot": lambda a, b, out_shape: 2 * a[0],
     "aten::vdot": lambda a, b, out_shape: 2 * a[0],
     "aten::mv": lambda a, b, out_shape: 2 * a[0] * a[1],
@@ -243,9 +257,9 @@ def _same_cost(names: str, flops: int) -> dict[str, int]:
 FREE = frozenset(
     _same_cost(
         """clone copy where masked_fill fill zero relu clamp clamp_min clamp_max maximum minimum
-        sign eq ne lt le gt ge logical_not logical_and isnan isfinite floor ceil round
-        threshold_backward _to_copy cat stack constant_pad_nd gather index index_select
-        take scatter slice_scatter select_scatter flip roll sort topk argsort unfold
+        sign eq ne lt le gt ge logical_not logical_and isnan isfinite floor ceil round hardtanh
+        threshold_backward hardtanh_backward _to_copy cat stack constant_pad_nd gather index
+        index_select take scatter slice_scatter select_scatter flip roll sort topk argsort unfold
         repeat max min amax amin argmax argmin max_pool2d_with_indices
         max_pool2d_with_indices_backward max_dim tril triu zeros_like ones_like
         empty_like full_like new_zeros new_empty new_full new_ones zeros ones empty full

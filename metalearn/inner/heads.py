@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from metalearn import rng
 from metalearn.losses import one_hot
+from metalearn.scopes.counting import is_counted
 from metalearn.types import Batch, Key, Params
 
 WEIGHT, BIAS = "head.weight", "head.bias"
@@ -77,9 +78,12 @@ def imprinted(z: Tensor, support: Batch, ways: int, scale: float = 10.0) -> Para
 
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
-    """-|z - c|^2 (Snell et al. 2017, equation 2): [B, D], [N, D] -> [B, N]."""
-    few = not torch.compiler.is_exporting() and z.shape[0] * centres.numel() <= LARGE
-    if few:
+    """-|z - c|^2 (Snell et al. 2017, equation 2): [B, D], [N, D] -> [B, N].
+
+    Its cost is that of the matrix product, in both forms: 2 B N D FLOPs, and as many for the
+    gradient in z and for that in c."""
+    any_size = torch.compiler.is_exporting() or is_counted()
+    if not any_size and z.shape[0] * centres.numel() <= LARGE:
         return -(z.unsqueeze(-2) - centres).square().sum(-1)
     # Of many ways the differences [B, N, D] are too many to keep. Around a common centre the
     # squares that cancel are small.

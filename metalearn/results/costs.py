@@ -68,21 +68,12 @@ def prediction_cost(run: Run, axis: Axis, queries: int | None = None) -> float |
 def prediction_cost_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
     """Return (cost of predicting for a task, without its queries; cost of one query).
 
-    Seconds are those of all queries and of one, if both were timed. Otherwise the measured cost is
-    divided equally among the queries and the first part is 0, except under the policy `support`: a
-    network runs on the support set again together with the queries, whose statistics normalise, and
-    the cost is divided among all these examples. None if a part is not known."""
-    whole, queries = prediction_cost(run, axis), query_count(run)
-    if whole is None or queries is None:
+    None if a part is not known; see `cost_block.prediction_parts`."""
+    queries, facts = query_count(run), (run.task.get("ways"), run.task.get("shots"))
+    if queries is None:
         return None
-    one = run.phase("predict").get("seconds_one_query") if axis == "seconds" else None
-    if one is not None and queries > 1:
-        each = min(max(0.0, (whole - one) / (queries - 1)), whole / queries)
-        return whole - queries * each, each
-    beside = run.result.get("normalisation") == "support"
-    support = int(run.task.get("ways") or 1) * int(run.task.get("shots") or 0) if beside else 0
-    each = whole / (support + queries)
-    return support * each, each
+    beside = cost_block.examples_beside(run.result.get("normalisation"), *facts)
+    return cost_block.prediction_parts(run.phase("predict"), axis, queries, beside)
 
 
 def query_count(run: Run) -> int | None:

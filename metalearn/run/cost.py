@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.cost_block import EACH, UNKNOWN, per_query
+from metalearn.evaluate.cost_block import EACH, UNKNOWN, examples_beside, per_query
 from metalearn.evaluate.curves import learn_keys, learner_inputs, tasks_at_once
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
@@ -29,15 +30,14 @@ def cost_block(
     """Return the cost of every phase: `ledger` has the one-time cost, `spent` that of test tasks.
 
     Phases of new tasks are those of one task: `adapt` with all steps of the curve, `predict` its
-    queries once. Predictions at every point of the curve are measuring, recorded under `setup`."""
+    queries once; `flops_one_query` is that of one query. Predictions at every point of the curve
+    are measuring, recorded under `setup`."""
     evaluate, traits = experiment.evaluate, method.traits
     once, tasks = spent.cost(), batch_size(evaluate, meta)
-
-    def learn(first: int, count: int, steps: int | None = None) -> CostLedger:
-        return learning_ledger(method, meta, parts.test, evaluate, first, count, steps)
-
+    learn = partial(learning_ledger, method, meta, parts.test, evaluate)
     singles = [learn(number, 1) for number in range(1 if traits.host_side else ALONE)]
     batched = None if traits.host_side else learn(0, tasks)
+    others = None if traits.host_side else _flops_of_other_queries(learn, singles[0])
     has_steps = traits.uses_steps and evaluate.steps[-1] > 0
     at_start = learn(0, tasks, 0) if has_steps and batched else None
     ledger.require(("setup", *_required_phases(method, experiment)))
@@ -57,14 +57,36 @@ def cost_block(
         _add_start(table, at_start, tasks, traits.phases)
     if (provenance := experiment.model.provenance) is not None:
         _add_provenance(table, provenance["pretrain_flops"])
-    return _with_queries(table, parts.test, evaluate)
+    return _with_queries(table, parts.test, evaluate, traits.normalisation, others)
 
 
-def _with_queries(table: dict[str, Row], source: TaskSource, evaluate: Evaluate) -> dict[str, Row]:
-    """Return the table with the cost of one query; padding queries are counted too."""
+def _flops_of_other_queries(learn: Callable[..., CostLedger], alone: CostLedger) -> float | None:
+    """Return what all queries but one add to predicting for one task `alone`; None if not known."""
+    try:
+        one = learn(0, 1, queries=1).cost()["predict"]["flops"]
+    except (RuntimeError, ValueError):  # a method may refuse a single query
+        return None
+    whole = alone.cost()["predict"]["flops"]
+    return None if one is None or whole is None else whole - one
+
+
+def _with_queries(
+    table: dict[str, Row],
+    source: TaskSource,
+    evaluate: Evaluate,
+    normalisation: str,
+    others: float | None,
+) -> dict[str, Row]:
+    """Return the table with the cost of one query; padding queries are counted too.
+
+    `others`: the FLOPs of all queries but one."""
+    row, spec = table["predict"], source.spec
+    if others is not None and row["flops"] is not None:
+        row = row | {"flops_one_query": row["flops"] - others}
     episode = source.sample(fold_in(evaluate.seed, "episodes"), 1)
-    queries = int(episode.query.x.shape[1])
-    return table | {"predict": table["predict"] | per_query(table["predict"], queries)}
+    beside = examples_beside(normalisation, spec.ways, spec.shots)
+    row |= per_query(row, int(episode.query.x.shape[1]), beside)
+    return table | {"predict": row}
 
 
 def _required_phases(method: Method, experiment: Experiment) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.cost_block import EACH, per_query, per_task
+from metalearn.evaluate.cost_block import EACH, examples_beside, per_query, per_task
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.machine import cores, set_threads
 from metalearn.run.checkpoints import select_checkpoint
@@ -96,9 +96,11 @@ def with_timing(
     `rounds`, those of this seed. In each phase of new tasks, `first_pass` keeps the seconds that
     the run itself measured, and `rounds` has those of every round of the seed. `timing` is
     `facts`."""
-    pooled = rounds if of_method is None else of_method
+    pooled, task = rounds if of_method is None else of_method, result.get("task") or {}
+    facts_of_task = task.get("ways"), task.get("shots")
+    beside = examples_beside(result.get("normalisation"), *facts_of_task)
     cost = {
-        phase: _with_medians(entry, phase, rounds, pooled)
+        phase: _with_medians(entry, phase, rounds, pooled, beside)
         if phase in EACH and per_task(entry)
         else entry
         for phase, entry in result["cost"].items()
@@ -111,6 +113,7 @@ def _with_medians(
     phase: str,
     rounds: Sequence[Mapping[str, Seconds]],
     pooled: Sequence[Mapping[str, Seconds]],
+    beside: int,
 ) -> Json:
     kinds = {
         "seconds_alone": "alone",
@@ -132,5 +135,5 @@ def _with_medians(
     measured = [name for name in ("seconds", *kinds) if name in entry]
     first_pass = entry.get("first_pass") or {name: entry[name] for name in measured}
     row = {**entry, **medians, "seconds": medians["seconds_batched"]}
-    query_cost = per_query(row, entry["queries"]) if entry.get("queries") else {}
+    query_cost = per_query(row, entry["queries"], beside) if entry.get("queries") else {}
     return {**row, **query_cost, "first_pass": first_pass, "rounds": seconds_by_round}
