@@ -25,12 +25,16 @@ from metalearn.tasks.prepared.published_folders import (
 from metalearn.tasks.prepared.spectra import Spectra
 from metalearn.tasks.prepared.tides import Tides
 from metalearn.tasks.quadratics import Quadratics
+from metalearn.tasks.regression.harmonics import Harmonics
+from metalearn.tasks.regression.sinusoid_line import SinusoidLine
 from metalearn.tasks.sinusoid import Sinusoid
 from metalearn.tasks.tables.real import RealTables
 from metalearn.tasks.tables.structural import Tables
 
 TASKS: dict[str, type[TaskComponent]] = {
     "sinusoid": Sinusoid,
+    "harmonics": Harmonics,
+    "sinusoid_line": SinusoidLine,
     "glyphs": Glyphs,
     "omniglot": Omniglot,
     "omniglot_alphabets": OmniglotAlphabets,
@@ -81,6 +85,7 @@ __all__ = [
     "Digits",
     "Given",
     "Glyphs",
+    "Harmonics",
     "Icons",
     "ImageFolder",
     "Landscapes",
@@ -92,6 +97,7 @@ __all__ = [
     "Quadratics",
     "RealTables",
     "Sinusoid",
+    "SinusoidLine",
     "Spectra",
     "Tables",
     "Tides",

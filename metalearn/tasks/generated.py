@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.tasks.images import SplitTask
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
+
+Range = tuple[float, float]
 
 
 class GeneratedSource(ABC):
@@ -47,9 +50,56 @@ class GeneratedSource(ABC):
         return Batch(batch.x[:, 0], batch.y[:, 0])
 
 
+class PointSource(GeneratedSource):
+    """Regression on points (x, y) of a function of one number, another function in each task."""
+
+    parameters: ClassVar[tuple[str, ...]] = ()  # names of the parameters of the function
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """support.x [T, K, 1], support.y [T, K, 1], query [T, Q, 1].
+
+        info [T]: key, step and the parameters of the task's function."""
+        shots, keys = self.spec.shots, self.keys(key, num_tasks, start)
+        x, y, values = self._points(keys, shots + self.spec.queries)
+        info = {"key": keys, "step": torch.zeros_like(values[:, 0])}
+        info |= dict(zip(self.parameters, values.unbind(-1), strict=True))
+        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]), info)
+
+    def examples(self, key: Key, size: int) -> Batch:
+        """One point of each of `size` new tasks: x [B, 1], y [B, 1]."""
+        x, y, _ = self._points(self.keys(key, size), 1)
+        return Batch(x[:, 0], y[:, 0])
+
+    @abstractmethod
+    def _points(self, keys: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y [T, count, 1] and the parameters of the functions of tasks with keys [T]: [T, n]."""
+
+
 class GeneratedTask(SplitTask):
     """A distribution of tasks, of which every split has others."""
 
     @abstractmethod
     def source_of(self, **where: Any) -> GeneratedSource:
         """The source; `where` holds the fields `split`, `device` and `dtype` of its spec."""
+
+
+def in_ranges(u: Tensor, ranges: Sequence[Range]) -> Tensor:
+    """Numbers uniform on `ranges` from u uniform on [0, 1): [..., n] -> [..., n]."""
+    low, high = (torch.tensor(ends, dtype=u.dtype) for ends in zip(*ranges, strict=True))
+    return low.to(u.device) + (high - low).to(u.device) * u
+
+
+def with_noise(y: Tensor, keys: Tensor, deviation: float) -> Tensor:
+    """Add normal noise of a standard deviation to values [T, B], from the keys [T] of tasks."""
+    if not deviation:
+        return y
+    noise = rng.normal(rng.fold_in(keys, "noise"), y.shape[1:], dtype=y.dtype)
+    return y + deviation * noise
+
+
+def check_ranges(component: GeneratedTask, *names: str) -> None:
+    """Raise ValueError for fields that are ranges [low, high] with low > high."""
+    values = dict(component)
+    bad = [name for name in names if values[name][0] > values[name][1]]
+    if bad:
+        raise ValueError(f"{', '.join(bad)}: a range must be [low, high] with low <= high")

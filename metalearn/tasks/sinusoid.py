@@ -11,48 +11,35 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import option
-from metalearn.tasks.generated import GeneratedSource, GeneratedTask
-from metalearn.types import Batch, Episode, EpisodeSpec, Key
+from metalearn.tasks.generated import (
+    GeneratedTask,
+    PointSource,
+    Range,
+    check_ranges,
+    in_ranges,
+    with_noise,
+)
+from metalearn.types import EpisodeSpec
 
-Range = tuple[float, float]
 
-
-class SinusoidSource(GeneratedSource):
+class SinusoidSource(PointSource):
     """y = amplitude * sin(frequency * x - phase) + noise."""
+
+    parameters = ("amplitude", "phase", "frequency")
 
     def __init__(self, options: Sinusoid, spec: EpisodeSpec) -> None:
         super().__init__(spec)
         self._options = options
 
-    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """support.x [T, K, 1], support.y [T, K, 1], query [T, Q, 1].
-
-        info [T]: key, step, amplitude, phase, frequency."""
-        shots, keys = self.spec.shots, self.keys(key, num_tasks, start)
-        x, y, wave_params = self._points(keys, shots + self.spec.queries)
-        info = {"key": keys, "step": torch.zeros_like(wave_params[:, 0])}
-        info |= dict(zip(("amplitude", "phase", "frequency"), wave_params.unbind(-1), strict=True))
-        return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]), info)
-
-    def examples(self, key: Key, size: int) -> Batch:
-        """One point of each of `size` new tasks: x [B, 1], y [B, 1]."""
-        x, y, _ = self._points(self.keys(key, size), 1)
-        return Batch(x[:, 0], y[:, 0])
-
     def _points(self, keys: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """x, y [T, count, 1] and amplitude, phase, frequency [T, 3]."""
-        options, spec = self._options, self.spec
-        u = rng.uniform(keys, (3 + count,), dtype=spec.dtype)
-        ranges = zip(options.amplitude, options.phase, options.frequency)  # lows, then highs
-        low, high = (torch.tensor(ends, dtype=spec.dtype) for ends in ranges)
-        wave_params = low.to(spec.device) + (high - low).to(spec.device) * u[:, :3]
-        amplitude, phase, frequency = (column.unsqueeze(-1) for column in wave_params.unbind(-1))
+        options = self._options
+        u = rng.uniform(keys, (3 + count,), dtype=self.spec.dtype)
+        waves = in_ranges(u[:, :3], (options.amplitude, options.phase, options.frequency))
+        amplitude, phase, frequency = (column.unsqueeze(-1) for column in waves.unbind(-1))
         x = options.x[0] + (options.x[1] - options.x[0]) * u[:, 3:]
-        y = amplitude * torch.sin(frequency * x - phase)
-        if options.noise:
-            noise = rng.normal(rng.fold_in(keys, "noise"), (count,), dtype=spec.dtype)
-            y = y + options.noise * noise
-        return x.unsqueeze(-1), y.unsqueeze(-1), wave_params
+        y = with_noise(amplitude * torch.sin(frequency * x - phase), keys, options.noise)
+        return x.unsqueeze(-1), y.unsqueeze(-1), waves
 
 
 class Sinusoid(GeneratedTask):
@@ -82,11 +69,7 @@ class Sinusoid(GeneratedTask):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Sinusoid:
-        values = dict(self)
-        names = ("amplitude", "phase", "frequency", "x")
-        bad = [name for name in names if values[name][0] > values[name][1]]
-        if bad:
-            raise ValueError(f"{', '.join(bad)}: a range must be [low, high] with low <= high")
+        check_ranges(self, "amplitude", "phase", "frequency", "x")
         return self
 
     def source_of(self, **where: Any) -> SinusoidSource:

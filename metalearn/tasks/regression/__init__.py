@@ -1,0 +1,1 @@
+"""Families of regression tasks on functions of one number, beside `tasks.sinusoid`."""
