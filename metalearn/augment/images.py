@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from metalearn.errors import ConfigError
 from metalearn.rng import fold_in, integers, uniform
 
-Change = Literal["crop", "flip", "colour", "affine"]
+Change = Literal["crop", "flip", "colour", "affine", "rotate"]
 # Numbers, made at import: a step that hashes a name cannot be compiled.
-CROP, FLIP, COLOUR, AFFINE = (
-    int(fold_in(0, name)) for name in ("crop", "flip", "colour", "affine")
+CROP, FLIP, COLOUR, AFFINE, ROTATE = (
+    int(fold_in(0, name)) for name in ("crop", "flip", "colour", "affine", "rotate")
 )
 JITTER = 0.4  # half width of the factors of brightness, contrast and saturation
 # Half widths of angle (radians), shear, height, width, and shifts as shares of half the side.
@@ -33,17 +34,37 @@ def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
     affine: rotate by up to 10 degrees, shear rows by up to 0.3, scale height and width by 0.8 to
     1.2, shift by up to 1/14 of each side, uniformly and independently, zeros come in (after Koch et
     al. 2015, "Siamese neural networks for one-shot image recognition", who shear along both axes,
-    shift by at most 2 of 105 pixels, and make each change with probability 0.5).
+    shift by at most 2 of 105 pixels, and make each change with probability 0.5); rotate: turn
+    counter-clockwise by 0, 90, 180 or 270 degrees, each as likely, without interpolation. Raises
+    ConfigError for `rotate` of images that are not square.
     """
+    require_square(changes, x.shape)
     original = x
     if "affine" in changes and x.numel():
         x = _affine(x, fold_in(keys, AFFINE))
+    if "rotate" in changes:
+        x = _rotate(x, fold_in(keys, ROTATE))
     if "crop" in changes:
         x = _crop(x, fold_in(keys, CROP))
     if "flip" in changes:
         mirrored = integers(fold_in(keys, FLIP), (1, 1, 1), 2) == 1
         x = torch.where(mirrored, x.flip(-1), x)
     return _colour(x, fold_in(keys, COLOUR), original) if "colour" in changes else x
+
+
+def require_square(changes: Sequence[Change], shape: Sequence[int]) -> None:
+    """Raise ConfigError for quarter turns of images whose `shape` [..., H, W] is not square."""
+    if "rotate" not in changes or len(shape) < 2 or shape[-2] == shape[-1]:
+        return
+    text = f"rotate makes quarter turns, which need square images (got {shape[-2]}x{shape[-1]})"
+    raise ConfigError(("augment", f"{text}: omit rotate, or resize the images"))
+
+
+def _rotate(x: Tensor, keys: Tensor) -> Tensor:
+    """Turn each image by quarter turns of its own: by one or none, then by two or none."""
+    turns = integers(keys, (1, 1, 1), 4)  # [B, 1, 1, 1]
+    x = torch.where(turns % 2 == 1, x.transpose(-2, -1).flip(-2), x)
+    return torch.where(turns >= 2, x.flip((-2, -1)), x)
 
 
 def _affine(x: Tensor, keys: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
@@ -57,6 +58,11 @@ class OmniglotAlphabets(images.ImageTask):
         "alphabets", "Random tasks of the evaluation alphabets, or the 20 published runs."
     )
     train_on_valid: bool = option(False, "Also train on the alphabets of validation.", acts="train")
+
+    @model_validator(mode="after")
+    def _check_turns(self) -> OmniglotAlphabets:
+        images.check_turned_classes(self.rotations, self.augment)
+        return self
 
     @property
     def trains_on_validation(self) -> bool:

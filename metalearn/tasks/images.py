@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.augment import Change, augment
+from metalearn.augment import Change, augment, require_square
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.kernels import draw, draw_in_torch
@@ -67,7 +67,9 @@ class ImageTask(SplitTask):
     shots: int = option(1, "K, support images per class.", ge=1)
     queries: int = option(15, "Q, query images per class; may be 0.", ge=0)
     augment: tuple[Change, ...] = option(
-        (), "Random augmentations of training images: crop, flip, colour, affine.", later=True
+        (),
+        "Random augmentations of training images: crop, flip, colour, affine, rotate.",
+        later=True,
     )
 
     @property
@@ -84,6 +86,13 @@ def four_rotations(images: Tensor) -> Tensor:
         text = f"quarter turns need square images, not {height}x{width}"
         raise ConfigError(("rotations", text))
     return torch.cat([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
+
+
+def check_turned_classes(rotations: str, augment: Sequence[Change]) -> None:
+    """Raise ValueError for quarter turns of images where a turned class is another class."""
+    if rotations in ("classes", "classes_train") and "rotate" in augment:
+        text = "rotate would turn images into those of another class, because rotations: "
+        raise ValueError(f"augment: {text}{rotations} makes a turned character a class: omit one")
 
 
 def split_problem(split: str) -> list[tuple[str, str]]:
@@ -157,6 +166,7 @@ class ImageSource:
             counts, pool = [int(pool.shape[1])] * int(pool.shape[0]), pool.flatten(0, 1)
         sizes = [int(count) for count in counts]
         _check_pool(pool, sizes, spec)
+        require_square(self.changes, spec.x_shape)
         images = four_rotations(pool) if rotate_per_task else pool
         rows = images.reshape(images.shape[0], -1).contiguous().to(spec.device)
         numbers = torch.tensor(sizes, dtype=torch.int64, device=spec.device)

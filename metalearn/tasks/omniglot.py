@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import model_validator
 
 from metalearn import rng
 from metalearn.component import option
@@ -91,6 +92,11 @@ class Omniglot(images.ImageTask):
     rotations: Rotations = option(
         "none", "Augmentation by quarter turns (published protocols differ)."
     )
+
+    @model_validator(mode="after")
+    def _check_turns(self) -> Omniglot:
+        images.check_turned_classes(self.rotations, self.augment)
+        return self
 
     @property
     def trains_on_validation(self) -> bool:

@@ -19,7 +19,7 @@ from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
 from metalearn.transfer.linear_probe import Change, Start, learn_head
-from metalearn.transfer.logistic_regression import with_copies
+from metalearn.transfer.logistic_regression import copies_of_images, with_copies
 from metalearn.transfer.pretrain import HEAD, RULE, build_inner_rule, pretrained
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
@@ -103,7 +103,7 @@ class FineTune(MethodComponent):
 
     def _adaptation(self, learner: Learner, spec: EpisodeSpec) -> Adaptation:
         start = prototype_head(spec) if self.head_start == "prototypes" else default_head(spec)
-        copies = self.copies if len(spec.x_shape) == 3 else 0
+        copies = copies_of_images(self.copies, self.augment, spec)
 
         def change(support: Batch, key: Key) -> Batch:
             return with_copies(support, key, copies, self.augment)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metalearn.augment import Change, augment
+from metalearn.augment import Change, augment, require_square
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, unit
 from metalearn.inner.method import StepIndices, make_learn_functions
@@ -58,7 +58,7 @@ class LogisticRegression(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """Build the method for tasks of `spec`; raises ConfigError for regression."""
         require_classes(self.name, spec)
-        copies = self.copies if len(spec.x_shape) == 3 else 0
+        copies = copies_of_images(self.copies, self.augment, spec)
         preprocess = unit if self.normalise else identity
 
         def fit(meta: Meta, support: Batch, step_indices: StepIndices, key: Key) -> list[Tensor]:
@@ -78,6 +78,14 @@ class LogisticRegression(MethodComponent):
         learning = make_learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)
+
+
+def copies_of_images(copies: int, changes: tuple[Change, ...], spec: EpisodeSpec) -> int:
+    """Return `copies` for images, else 0; raises ConfigError for changes that they cannot have."""
+    if len(spec.x_shape) != 3 or not copies:
+        return 0
+    require_square(changes, spec.x_shape)
+    return copies
 
 
 def with_copies(support: Batch, key: Key, copies: int, changes: tuple[Change, ...]) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metalearn.augment import Change, augment
+from metalearn.augment import Change, augment, require_square
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import class_means, is_head, negative_squared_distance
@@ -56,6 +56,7 @@ class PMF(MethodComponent):
         require_classes(self.name, spec)
         rule, loss_of = sgd(rate_as_input(self.inner_lr, spec)), criterion(spec)
         changes = self.augment if len(spec.x_shape) == 3 else ()
+        require_square(changes, spec.x_shape)
 
         def centres_of(params: Params, support: Batch) -> Tensor:
             with padding_scope(support.weight):
