@@ -258,7 +258,7 @@ class MethodComponent(Component, ABC):
     can_be_contained: ClassVar[bool] = True  # a search may choose the model that it learns with
     controls_searches: ClassVar[bool] = False  # with a tuned step size, it is a search's control
     needs_meta_steps: ClassVar[bool] = False  # a training step depends on how many there will be
-    # branch of the meta with a learned rule, initialized again if `start` has no learned rule
+    # branch of the meta with a learned rule or a rule's state; initialized if `start` has none
     rule_branch: ClassVar[str | None] = None
     name: str
 

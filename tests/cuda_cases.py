@@ -30,7 +30,16 @@ from metalearn.learned_optimizers import (
 )
 from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
-from metalearn.tasks import Digits, Glyphs, Landscapes, Logistic, Quadratics, Sinusoid
+from metalearn.tasks import (
+    Digits,
+    Glyphs,
+    Harmonics,
+    Landscapes,
+    Logistic,
+    Quadratics,
+    Sinusoid,
+    SinusoidLine,
+)
 from metalearn.transfer import BaselinePlusPlus, FineTune, LinearProbe, NearestCentroid, Scratch
 from metalearn.types import Method, NullLedger
 
@@ -97,6 +106,11 @@ def outcome(source: Any, method: Method) -> Any:
 
 SOURCES: dict[str, Problem] = {
     "sinusoid": Problem(SINUSOID, SMALL, MAML()),
+    "harmonics": Problem(Harmonics(shots=5, queries=4, noise=0.1), SMALL, MAML()),
+    "sinusoid_line": Problem(SinusoidLine(shots=5, queries=4), SMALL, MAML()),
+    "rotate": Problem(
+        Digits(ways=3, shots=2, queries=2, augment=("crop", "rotate")), SMALL, MAML()
+    ),
     "glyphs": Problem(GLYPHS, SMALL, MAML()),
     "logistic": Problem(Logistic(shots=5, queries=4, dims=3), MLP(sizes=()), MAML()),
     "quadratics": Problem(Quadratics(dims=6, dims_min=3, draws="normal"), Own(), MAML()),
@@ -141,6 +155,9 @@ METHODS: dict[str, Problem] = {
     "anil": digits(ANIL(inner_steps=2)),
     "boil": digits(BOIL()),
     "reptile": digits(Reptile(inner_steps=2, inner_batch=2, adapt_batch=2)),
+    "reptile-trained_slots": digits(
+        Reptile(inner_steps=2, inner_batch=2, adapt_batch=2, adapt_slots="trained")
+    ),
     "meta_sgd": waves(MetaSGD()),
     "proto_net": digits(ProtoNet()),
     "scratch": digits(Scratch()),

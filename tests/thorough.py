@@ -33,6 +33,10 @@ THOROUGH = (
         "the same for all other methods; all other checks of these",
     ),
     Entry(
+        rf"test_reptile_slots\.py::test_the_common_suite\[reptile-{COMPILES}\]",
+        "all other checks; both of Reptile with zero slots in test_methods.py",
+    ),
+    Entry(
         r"test_ledger\.py::test_every_method_is_counted.*"
         r"\[(rfs|rfs_distill|imaml_hessian_free|logistic_regression)\]",
         "the same for all other methods",

@@ -15,6 +15,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.cost_block import ONCE, per_task
 from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import broadcast_task_state
+from metalearn.logger import warn_once
 from metalearn.rng import fold_in
 from metalearn.run.job import Job
 from metalearn.storage import checkpoint
@@ -68,9 +69,10 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
         return state
     start_run = find_start_run(experiment.start, folder, seed)
     branch = experiment.base_method.rule_branch
-    named = _load_leaves(
-        named_leaves(state.meta), checkpoint.read(tested_checkpoint(start_run)), start_run, branch
-    )
+    own, stored = named_leaves(state.meta), checkpoint.read(tested_checkpoint(start_run))
+    named = _load_leaves(own, stored, start_run, branch)
+    if experiment.run.meta_steps == 0 and _has(own, branch) and not _has(stored, f"meta.{branch}"):
+        warn_once(f"{start_run} has no {branch}: new tasks are learned from its initial values")
     return state._replace(meta=from_named(state.meta, named))
 
 
@@ -91,15 +93,16 @@ def _load_leaves(
     """Return a meta's leaves from another run's checkpoint. Raises ConfigError if one is missing.
 
     The parameters of a network are `params.<name>` in the meta of some methods and `<name>` in that
-    of others. A rule that is to be learned, `branch` of the meta, keeps its own initial value if
-    the other run has learned none."""
-    has_rule = any(name.startswith(f"meta.{branch}.") for name in named)
+    of others; other leaves of the other run are left out. A rule that is to be learned, or a rule's
+    state, `branch` of the meta, keeps its own initial value if the other run has none."""
+    has_rule = _has(named, f"meta.{branch}")
     kept_leaves = {
         name: value for name, value in own.items() if name.startswith(f"{branch}.") and not has_rule
     }
     leaves: dict[str, Tensor] = {}
     for name, value in own.items():
-        stored = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
+        names = (name, name.removeprefix("params."), f"params.{name}")
+        stored = next((named[f"meta.{n}"] for n in names if f"meta.{n}" in named), None)
         if name not in kept_leaves and stored is not None and stored.shape == value.shape:
             leaves[name] = stored.to(value)
     missing = [
@@ -109,6 +112,11 @@ def _load_leaves(
         text = f"{', '.join(missing[:4])} are missing or have another shape"
         raise ConfigError(("method.start", f"{folder} was trained with another model: {text}"))
     return {**kept_leaves, **leaves}
+
+
+def _has(named: dict[str, Tensor], branch: str | None) -> bool:
+    """Return whether leaves by name have some of a branch."""
+    return any(name.startswith(f"{branch}.") for name in named)
 
 
 def tested_checkpoint(run_folder: Path) -> Path:

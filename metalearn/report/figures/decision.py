@@ -89,8 +89,8 @@ def _power(tasks: float) -> str:
 def map_text(grid: Json | None, queries: int | None = None) -> str:
     """Return the map as text: letters of the winners, in lower case if the winner is not settled.
 
-    `queries` restricts it to one number of queries per task. A number after a letter is that of the checkpoint along meta-training at which the winner
-    stops."""
+    `queries` restricts it to one number of queries per task. A number after a letter is that of the
+    checkpoint along meta-training at which the winner stops."""
     if not grid or not winners(grid):
         return "no decision map: no target was set, or no method with a known cost reaches it"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
