@@ -62,6 +62,7 @@ def test_every_answer_is_there_with_and_without_the_price(tmp_path: Path) -> Non
         found.decision_map("decision_map_free")  # type: ignore[arg-type]
     text = paragraph(*recommendation(tmp_path, "1", "1", "0.4", "flops"))
     assert "If the pretraining of lite costs nothing, as others paid for it, lite is" in text
+    assert "Left out, as the cost of their pretraining was not published: lite." in text
     page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     assert "weights that others trained costs nothing" in page
     assert "*: without the cost of its pretraining elsewhere" in page
@@ -191,8 +192,8 @@ def test_each_number_of_the_question_has_its_border(monkeypatch: pytest.MonkeyPa
     ]
     assert found.borders[0].value == pytest.approx(499 / 9.9)
     text = paragraph(found, {"target": {"metric": "accuracy"}, "checks": []})
-    assert "changes at about 50 queries per task, where many becomes the cheapest" in text
-    assert "changes at a target of 95 %: many is the cheapest" in text
+    assert "changes at about 50 queries each, where many becomes the cheapest; at a target" in text
+    assert "at a target of 95 %, where many is the cheapest." in text
 
 
 def test_a_far_border_of_tasks_does_not_hide_that_of_the_target(
@@ -203,7 +204,7 @@ def test_a_far_border_of_tasks_does_not_hide_that_of_the_target(
     assert [one.what for one in found.borders] == ["tasks", "target"]
     assert found.borders[0].value == pytest.approx(2e6)
     text = paragraph(found, {"target": {"metric": "accuracy"}, "checks": []})
-    assert "at about 2,000,000 tasks" in text and "at a target of 95 %: dear is" in text
+    assert "at about 2,000,000 tasks, where dear" in text and "95 %, where dear is" in text
     assert "2,000 times as much" in text and "e+0" not in text
 
 

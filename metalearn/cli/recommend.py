@@ -10,6 +10,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.decision.totals import CLEAR
 from metalearn.report.numbers import amount, level
 from metalearn.results import costs, records
+from metalearn.results.break_even.counts import UNPUBLISHED
 from metalearn.results.break_even.recommendation import (
     Border,
     Question,
@@ -172,23 +173,20 @@ def _border_sentences(recommended: Recommendation, metric: str) -> list[str]:
             "The recommendation is the same for other numbers of tasks and queries, and at "
             "the other targets of the map."
         ]
-    return [_border_sentence(border, metric) for border in recommended.borders]
+    places = "; ".join(_describe_border(border, metric) for border in recommended.borders)
+    return [f"The recommendation changes {places}."]
 
 
-def _border_sentence(border: Border, metric: str) -> str:
+def _describe_border(border: Border, metric: str) -> str:
     if border.what == "target":
         value = level(border.value, metric)
-        outcome = (
-            "no method reaches it" if border.label is None else f"{border.label} is the cheapest"
-        )
-        return f"The recommendation changes at a target of {value}: {outcome}."
+        outcome = "which no method reaches"
+        if border.label is not None:
+            outcome = f"where {border.label} is the cheapest"
+        return f"at a target of {value}, {outcome}"
     number = max(1, round(border.value))
-    noun = "task" if border.what == "tasks" else "query"
-    each = "" if border.what == "tasks" else " per task"
-    return (
-        f"The recommendation changes at about {_count(number, noun)}{each}, where "
-        f"{border.label} becomes the cheapest."
-    )
+    each = _count(number, "task") if border.what == "tasks" else f"{_count(number, 'query')} each"
+    return f"at about {each}, where {border.label} becomes the cheapest"
 
 
 def _failed_checks(comparison: Json) -> list[str]:
@@ -197,7 +195,14 @@ def _failed_checks(comparison: Json) -> list[str]:
 
 
 def _left_out(recommended: Recommendation) -> list[str]:
-    return [f"Left out: {label} ({why})." for label, why in recommended.left_out.items()]
+    whys = recommended.left_out
+    unpublished = [label for label, why in whys.items() if why == UNPUBLISHED.format(label)]
+    others = [f"{label} ({why})" for label, why in whys.items() if label not in unpublished]
+    sentences = [f"Left out: {', '.join(others)}."] if others else []
+    if unpublished:
+        names = ", ".join(unpublished)
+        sentences.append(f"Left out, as the cost of their pretraining was not published: {names}.")
+    return sentences
 
 
 def run(root: Path, tasks: str, queries: str | None, target: str | None, axis: str) -> None:
