@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def test_the_free_map_has_the_method_that_the_other_leaves_out(tmp_path: Path) -
 def test_without_published_weights_there_is_one_map(tmp_path: Path) -> None:
     write(tmp_path, "a", Row(1000, 2))
     write(tmp_path, "b", Row(0, 12))
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
     found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})
     assert "decision_map" in found and not [name for name in found if name.endswith("_free")]
-    assert [one["with_given"] for row in found["break_even"] for one in row["by_queries"]] == []
+    for row in found["break_even"]:
+        assert [one["with_given"] for one in row["by_queries"]] == [True] * 4
 
 
 def test_every_answer_is_there_with_and_without_the_price(tmp_path: Path) -> None:
@@ -56,16 +59,18 @@ def test_every_answer_is_there_with_and_without_the_price(tmp_path: Path) -> Non
     write_comparison(tmp_path)
     found = Comparison(tmp_path)
     assert "pretraining free" in found.break_even().splitlines()[0]
-    assert "free to the user" in found.decision_map(pretraining=False)
-    assert "free to the user" not in found.decision_map()
+    assert "without the cost of pretraining by others" in found.decision_map(pretraining=False)
+    assert "without the cost of pretraining by others" not in found.decision_map()
     with pytest.raises(ConfigError, match="unknown axis"):
         found.decision_map("decision_map_free")  # type: ignore[arg-type]
     text = paragraph(*recommendation(tmp_path, "1", "1", "0.4", "flops"))
-    assert "If the pretraining of lite costs nothing, as others paid for it, lite is" in text
-    assert "Left out, as the cost of their pretraining was not published: lite." in text
+    assert "Without the cost of pretraining by others (lite), lite is the cheapest" in text
+    left_out = "Left out, as the cost of their pretraining was not published: lite."
+    assert text.index(left_out) < text.index("Without the cost") and text.count("Left out") == 1
+    assert "which no method whose cost is known reaches" in text
     page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
-    assert "weights that others trained costs nothing" in page
-    assert "*: without the cost of its pretraining elsewhere" in page
+    assert "without the cost of pretraining by others, which their user" in page
+    assert "*: without the cost of its pretraining by others" in page
     assert "Not in this comparison.json" not in page
     lines = {line["label"]: line for line in found.data["break_even_lines"]}
     assert lines["lite"]["pretraining"] == "free" and "pretraining" not in lines["maml"]
@@ -111,6 +116,29 @@ def test_several_verdicts_on_one_question_need_stricter_intervals() -> None:
     assert "cheaper per solved task is undecided" not in one.why
     assert of_four.verdict == "undecided" and "98.75 % interval" in of_four.why
     assert one.tasks == of_four.tasks and one.ci95 == of_four.ci95
+
+
+def test_a_pair_is_ordered_at_the_level_of_its_verdict() -> None:
+    """The up-front costs of a and b differ at 95 %, not at 98.75 %; a task of b costs half."""
+    u = np.asarray([-1, -0.5, 0, 0.5, 1])
+    pair = [
+        MethodCosts(name, (0, 1, 2, 3, 4), up, Reached(ones > 0, each * ones), name, ())
+        for name, up, each in (("a", 101.2 + u, 2.0), ("b", 100 - 0.9 * u, 1.0))
+        for ones in [np.ones((5, 100))]
+    ]
+    (one,), (of_four,) = break_evens(pair), break_evens(pair, level=QUERY_LEVEL)
+    assert (one.a, one.verdict) == ("a", "never")
+    assert of_four.a == "b" and "per solved task is undecided" not in of_four.why
+
+
+def test_an_earlier_comparison_has_no_free_map_to_show(tmp_path: Path) -> None:
+    compared(tmp_path)
+    file = write_comparison(tmp_path)
+    contents = json.loads(file.read_text())
+    del contents["decision_map_free"], contents["decision_map_seconds_free"]
+    file.write_text(json.dumps({**contents, "rules": 8}))
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "does not contain decision_map_free, decision_map_seconds_free" in page
 
 
 def test_verdicts_by_queries_follow_the_price_of_a_query(tmp_path: Path) -> None:
@@ -190,9 +218,9 @@ def test_each_number_of_the_question_has_its_border(monkeypatch: pytest.MonkeyPa
         ("queries", "many"),
         ("target", "many"),
     ]
-    assert found.borders[0].value == pytest.approx(499 / 9.9)
+    assert found.borders[0].value == 51  # the first whole number above 499 / 9.9
     text = paragraph(found, {"target": {"metric": "accuracy"}, "checks": []})
-    assert "changes at about 50 queries each, where many becomes the cheapest; at a target" in text
+    assert "changes at 51 queries each, where many becomes the cheapest; at a target" in text
     assert "at a target of 95 %, where many is the cheapest." in text
 
 
@@ -204,8 +232,23 @@ def test_a_far_border_of_tasks_does_not_hide_that_of_the_target(
     assert [one.what for one in found.borders] == ["tasks", "target"]
     assert found.borders[0].value == pytest.approx(2e6)
     text = paragraph(found, {"target": {"metric": "accuracy"}, "checks": []})
-    assert "at about 2,000,000 tasks, where dear" in text and "95 %, where dear is" in text
+    assert "at 2,000,000 tasks, where dear" in text and "95 %, where dear is" in text
     assert "2,000 times as much" in text and "e+0" not in text
+
+
+def test_a_border_is_a_whole_number_at_which_the_other_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    members = [candidate("a", 0, 0, 11, True), candidate("b", 0, 3, 1, True)]
+    found = asked(monkeypatch, members, Question(10, 1, 0.9, "flops"))
+    assert found.label == "b" and "queries" not in [one.what for one in found.borders]
+    members = [candidate("a", 0, 0, 2, True), candidate("b", 0, 3.04, 1, True)]
+    found = asked(monkeypatch, members, Question(10, 3, 0.9, "flops"))
+    borders = {one.what: (one.value, one.label) for one in found.borders}
+    assert found.label == "a" and borders["queries"] == (4, "b")
+    found = asked(monkeypatch, members, Question(10, 400, 0.9, "flops"))
+    borders = {one.what: (one.value, one.label) for one in found.borders}
+    assert found.label == "b" and borders["queries"] == (3, "a")
 
 
 def test_one_of_a_thing_is_singular(monkeypatch: pytest.MonkeyPatch) -> None:

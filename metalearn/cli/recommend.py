@@ -104,11 +104,12 @@ def paragraph(recommended: Recommendation, comparison: Json) -> str:
     name = f"a target of {level(question.target, metric)} {metric}"
     tasks, queries = _count(question.tasks, "new task"), _count(question.queries, "query")
     parts = [f"For {tasks} with {queries} each at {name},", *_answer(recommended, metric)]
+    parts += _left_out(recommended)
     if recommended.free is not None:
         names = ", ".join(recommended.pretrained)
-        parts.append(f"If the pretraining of {names} costs nothing, as others paid for it,")
-        parts += _answer(recommended.free, metric)
-    return " ".join([*parts, *_failed_checks(comparison), *_left_out(recommended)])
+        parts.append(f"Without the cost of pretraining by others ({names}),")
+        parts += [*_answer(recommended.free, metric), *_left_out(recommended.free)]
+    return " ".join([*parts, *_failed_checks(comparison)])
 
 
 def _answer(recommended: Recommendation, metric: str) -> list[str]:
@@ -173,20 +174,22 @@ def _border_sentences(recommended: Recommendation, metric: str) -> list[str]:
             "The recommendation is the same for other numbers of tasks and queries, and at "
             "the other targets of the map."
         ]
-    places = "; ".join(_describe_border(border, metric) for border in recommended.borders)
+    known = " whose cost is known" if recommended.left_out else ""
+    places = "; ".join(_describe_border(border, metric, known) for border in recommended.borders)
     return [f"The recommendation changes {places}."]
 
 
-def _describe_border(border: Border, metric: str) -> str:
+def _describe_border(border: Border, metric: str, known: str) -> str:
+    """Say where another method is the cheapest; `known` restricts "no method" if some are not."""
     if border.what == "target":
         value = level(border.value, metric)
-        outcome = "which no method reaches"
+        outcome = f"which no method{known} reaches"
         if border.label is not None:
             outcome = f"where {border.label} is the cheapest"
         return f"at a target of {value}, {outcome}"
-    number = max(1, round(border.value))
+    number = round(border.value)
     each = _count(number, "task") if border.what == "tasks" else f"{_count(number, 'query')} each"
-    return f"at about {each}, where {border.label} becomes the cheapest"
+    return f"at {each}, where {border.label} becomes the cheapest"
 
 
 def _failed_checks(comparison: Json) -> list[str]:

@@ -16,7 +16,7 @@ from metalearn.report.render import VERDICTS
 from metalearn.results import records
 from metalearn.results.break_even.decision_map import MAPS
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
-from metalearn.results.costs import AXES, learning_cost, up_front_cost
+from metalearn.results.costs import AXES, learning_cost, up_front_cost, uses_pretrained_weights
 from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 
@@ -86,9 +86,15 @@ class Comparison:
             text = f"unknown axis {axis!r}; {did_you_mean(axis, AXES)}"
             raise ConfigError(("decision_map", text))
         names = {key: name for name, key in MAPS.items()}
-        found = self.data.get(names[axis, pretraining])
-        is_same = not pretraining and names[axis, False] not in self.data
-        return Text(map_text(self.data.get(names[axis, True]) if is_same else found))
+        runs = [run for group in self._groups for run in group.runs]
+        with_others = pretraining or not any(map(uses_pretrained_weights, runs))
+        name = names[axis, with_others]
+        if name not in self.data:
+            return Text(
+                f"{name} is not in this comparison.json, which an earlier version wrote: delete "
+                "it, and `metalearn report` recomputes it"
+            )
+        return Text(map_text(self.data[name]))
 
     def to_pandas(self, name: str = "summary") -> Any:
         """Return a list of comparison.json as a pandas DataFrame: summary, paired, break_even,

@@ -125,7 +125,7 @@ def _break_even(first: MethodCosts, second: MethodCosts, level: float = LEVEL) -
     pair = _align(first, second)
     if isinstance(pair, str):
         return BreakEven(first.label, second.label, "undecided", None, None, (), pair)
-    pair = _orient(pair)
+    pair = _orient(pair, level)
     a, b, too_few = pair.a, pair.b, _too_few(pair)
     apart = describe_incomparable(pair) if too_few else ""
     verdict: Verdict = "undecided"
@@ -241,7 +241,7 @@ def _align(first: MethodCosts, second: MethodCosts) -> Pair | str:
     return Pair(a, b, paired, shortened)
 
 
-def _orient(pair: Pair) -> Pair:
+def _orient(pair: Pair, level: float) -> Pair:
     """Put the higher up-front cost first, by its interval; if these are not distinguished, the
     lower cost per task."""
     up = [float(up_front(method).mean()) for method in pair[:2]]
@@ -253,7 +253,7 @@ def _orient(pair: Pair) -> Pair:
         and all(map(math.isfinite, task_costs))
     ):
         distinguished = (
-            total_difference(*pair[:2], paired=pair.paired).sign(0.0) != 0
+            total_difference(*pair[:2], paired=pair.paired).sign(0.0, level) != 0
             if reached(pair.a).cost.shape[1] > 1
             else distinguished
         )

@@ -22,7 +22,7 @@ from metalearn.report.render import render, render_text
 from metalearn.report.section import Question
 from metalearn.report.sections import Section, read_sections
 from metalearn.results.cost_checks import TIMED_ALONE, TRAINED_ALONE
-from metalearn.results.costs import learning_cost
+from metalearn.results.costs import learning_cost, uses_pretrained_weights
 from metalearn.results.design.protocol import describe_support
 from metalearn.results.design.tuning import tuned_fields
 from metalearn.results.records import Group, Json, Run, mean
@@ -130,6 +130,7 @@ def draw(section: Section, prefix: str = "") -> dict[str, str]:
 def _shared_context(section: Section) -> Json:
     """Return what several templates of a section read."""
     up, first = section.up, section.groups[0].first
+    pretrained = any(uses_pretrained_weights(run) for group in section.groups for run in group.runs)
     return {
         "title": section.title,
         "groups": section.groups,
@@ -138,7 +139,7 @@ def _shared_context(section: Section) -> Json:
         "lacking": [
             name
             for name in Comparison.model_fields
-            if name not in section.results and name not in OF_PRETRAINED
+            if name not in section.results and (pretrained or name not in OF_PRETRAINED)
         ],
         "task": {"queries": None, "split": None, **first.task},
         "support": describe_support(first),

@@ -6,12 +6,16 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+import torch
+
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
+from metalearn.errors import Diverged, RankLost
 from metalearn.evaluate.cost_block import EACH, UNKNOWN, examples_beside, per_query
 from metalearn.evaluate.curves import learn_keys, learner_inputs, tasks_at_once
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
+from metalearn.logger import log
 from metalearn.rng import fold_in
 from metalearn.types import Meta, Method, TaskSource
 
@@ -64,7 +68,10 @@ def _flops_of_other_queries(learn: Callable[..., CostLedger], alone: CostLedger)
     """Return what all queries but one add to predicting for one task `alone`; None if not known."""
     try:
         one = learn(0, 1, queries=1).cost()["predict"]["flops"]
-    except (RuntimeError, ValueError):  # a method may refuse a single query
+    except (Diverged, RankLost, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError) as error:  # a method may refuse a single query
+        log.info(f"the FLOPs of one query are an equal share of those of all ({error})")
         return None
     whole = alone.cost()["predict"]["flops"]
     return None if one is None or whole is None else whole - one

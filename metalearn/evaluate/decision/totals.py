@@ -108,8 +108,7 @@ def decide(
     by the 95 % interval of fieller.py. The bootstrap alone underestimates the variance between few
     seeds. A cell without a winner is settled if every method surely misses the target."""
     table = totals(choices, tasks, queries, None)
-    least = table.min(0)
-    winner = np.where(np.isfinite(least), _first_cheapest(table), -1)
+    winner = _winner(table)
     labels = list(dict.fromkeys(choice.label for choice in choices))
     method = np.asarray([labels.index(choice.label) for choice in choices])  # [L]
     resampled = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
@@ -126,6 +125,18 @@ def decide(
     misses_surely = np.asarray((limits[..., 1] < LEAST_SOLVED - ROUNDING).all(0))  # [A]
     settled |= (winner < 0) & misses_surely[:, None]
     return Decision(winner, share, settled, table)
+
+
+def cheapest(
+    choices: Sequence[Candidate], tasks: ArrayLike, queries: ArrayLike
+) -> NDArray[np.int64]:
+    """Return `winner` of `decide` alone: [Q, A, N]."""
+    return _winner(totals(choices, tasks, queries, None))
+
+
+def _winner(table: Array) -> NDArray[np.int64]:
+    """Return the first cheapest method of totals [L, ...], -1 if none is finite: [...]."""
+    return np.where(np.isfinite(table.min(0)), _first_cheapest(table), -1)
 
 
 def _is_below_all(

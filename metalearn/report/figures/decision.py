@@ -96,7 +96,12 @@ def map_text(grid: Json | None, queries: int | None = None) -> str:
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
     lines = [f"rows: {grid['metric']} that counts as solved; columns: number of new tasks"]
     if grid.get("pretraining") == "free":
-        lines.append("without the cost of pretraining elsewhere, which is free to the user")
+        lines.append("without the cost of pretraining by others")
+    left_out = list(grid.get("left_out") or ())
+    if left_out:
+        lines.append(
+            f"left out, as a cost is unknown or there are no scores: {', '.join(left_out)}"
+        )
     for number, count in enumerate(grid["queries"]):
         if queries not in (None, count):
             continue
@@ -111,7 +116,8 @@ def map_text(grid: Json | None, queries: int | None = None) -> str:
         cells = ", ".join(f"{letter}{number}" for number, _ in enumerate(steps, 1))
         note = f", also stopped after {numbers} meta-steps ({cells})" if steps else ""
         lines.append(f"{letter} {name}{note}")
-    end = "small letter: inconclusive; .: no method reaches it; ?: none does, inconclusive"
+    reached = f"no {'other ' if left_out else ''}method reaches it"
+    end = f"small letter: inconclusive; .: {reached}; ?: none does, inconclusive"
     return "\n".join([*lines, end])
 
 

@@ -24,7 +24,7 @@ from metalearn.results.records import Json
 LIKELIHOOD = {"nll": "NLL, nats", "calibration_error": "calibration error, %"}
 MAPS = {
     "decision_map": "The cheapest method:",
-    "decision_map_free": "The same, if the pretraining of networks by others costs nothing:",
+    "decision_map_free": "The cheapest method without the cost of pretraining by others:",
 }
 BY_QUERIES = """
 New tasks from which on the method with the higher up-front cost has the lower total cost, in FLOPs,
@@ -185,7 +185,11 @@ def decision_map_text(one: Json, queries: int | None = None) -> str:
     maps = {title: unpack_map(one[name]) for name, title in MAPS.items() if one.get(name)}
     parts = []
     for title, grid in maps.items():
-        place = grid["queries"].index(grid["as_tested"] if queries is None else queries)
+        number = grid["as_tested"] if queries is None else queries
+        if number not in grid["queries"]:
+            text = f"the map has no {number} queries per task; it has {grid['queries']}"
+            raise ValueError(text)
+        place = grid["queries"].index(number)
         lists = ("queries", "winner", "settled", "stops_after")
         grid |= {name: [grid[name][place]] for name in lists if name in grid}
         left_out = [f"{label} ({why})" for label, why in grid.get("left_out", {}).items()]

@@ -102,7 +102,8 @@ def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> Ver
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
 FREE = CostScope(with_given=False)  # for rows that start from pretrained weights
 # Of contrasts alone, which have verdicts. Those by numbers of queries are several on one question:
-# each is decided by intervals of this level, so that together they are false as often as one.
+# each is decided by intervals of this level, so that together they are false as often as one. Those
+# without the cost of pretraining elsewhere answer another question.
 BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in (*QUERIES, None))
 QUERY_LEVEL = 1 - (1 - LEVEL) / len(BY_QUERIES)
 

@@ -2,8 +2,7 @@
 
 A row whose cost before the first task is unknown, or was not measured, is not a candidate: it is
 excluded and named, with the reason. If rows start from weights that others trained, a second map,
-`decision_map_free`, leaves out the cost of that training: it is free to their user, whatever it
-cost the world."""
+`decision_map_free`, leaves out the cost of that training, which its user does not have."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
 
 T = TypeVar("T")
-# Key of comparison.json -> (axis, whether the training of weights elsewhere is paid for).
+# Key of comparison.json -> (axis, whether costs include that of training weights elsewhere).
 MAPS: dict[str, tuple[Axis, bool]] = {
     "decision_map": ("flops", True),
     "decision_map_seconds": ("seconds", True),

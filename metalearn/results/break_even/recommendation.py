@@ -11,7 +11,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import Candidate, decide, total_interval
+from metalearn.evaluate.decision.totals import (
+    ROUNDING,
+    Candidate,
+    cheapest,
+    decide,
+    total_interval,
+)
 from metalearn.results.break_even.decision_map import Candidates, find_candidates, target_grid
 from metalearn.results.costs import uses_pretrained_weights
 from metalearn.results.records import Array, Group, Json
@@ -45,7 +51,7 @@ class Problem(NamedTuple):
     target: Json  # of the comparison
     levels: Sequence[float]
     question: Question
-    pretraining: bool  # whether the training of weights elsewhere is paid for
+    pretraining: bool  # whether costs include that of training weights elsewhere
 
     def candidates(self, at: Sequence[float]) -> Candidates:
         metric, axis = str(self.target["metric"]), self.question.axis
@@ -70,9 +76,7 @@ class Recommendation(NamedTuple):
     borders: tuple[Border, ...] = ()  # the nearest along tasks, queries and targets
     settled: bool = False  # whether the data settle that it is the cheapest, or that none is
     step: int | None = None  # after which its meta-training stops; None: all of it
-    free: Recommendation | None = (
-        None  # if pretraining elsewhere costs nothing; None: there is none
-    )
+    free: Recommendation | None = None  # without pretraining elsewhere; None: no row has such
     pretrained: tuple[str, ...] = ()  # labels of rows that start from weights that others trained
 
     @property
@@ -145,35 +149,38 @@ def _cost_border(
     place: int,
     what: Literal["tasks", "queries"],
 ) -> Border | None:
-    """Return the change of the winner that is nearest, in factors, along a number of the question.
+    """Return the nearest other winner, in factors, along a number of the question.
 
-    The totals that cross are those of the checkpoints on both sides of the border."""
+    `value` is the number nearest to the question at which it wins. The totals that cross are those
+    of the checkpoints on both sides of the border."""
     asked = int(getattr(question, what))
     last = max(LARGEST[what], math.ceil(math.log10(max(asked, 1))) + 2)
-    grid = np.logspace(0, last, PLACES * last + 1)
-    numbers = np.unique(np.concatenate([grid, [asked], [0] if what == "queries" else []]))
+    grid = np.rint(np.logspace(0, last, PLACES * last + 1))
+    numbers = np.unique(np.concatenate([grid, [asked]]))
     if what == "tasks":
-        winners = decide(members, numbers, [question.queries], draws=1).winner[0, 0]
+        winners = cheapest(members, numbers, [question.queries])[0, 0]
     else:
-        winners = decide(members, [question.tasks], numbers, draws=1).winner[:, 0, 0]
+        winners = cheapest(members, [question.tasks], numbers)[:, 0, 0]
     names = np.asarray([one.label for one in members])
     others = np.flatnonzero(names[winners] != names[place])
     if not others.size:
         return None
     far = np.abs(np.log1p(numbers[others]) - np.log1p(asked))
     near = int(others[far.argmin()])
-    inner = int(winners[near - 1 if numbers[near] > asked else near + 1])
-    pair = members[inner], members[int(winners[near])]
+    is_above = bool(numbers[near] > asked)
+    pair = members[int(winners[near - 1 if is_above else near + 1])], members[int(winners[near])]
     value = _crossing(*(_line(one, question, what) for one in pair))
-    return Border(what, float(numbers[near]) if value is None else value, pair[1].label)
+    value = float(numbers[near]) if value is None else value
+    if abs(value - round(value)) > ROUNDING * value:  # else the crossing is a whole number
+        value = math.ceil(value) if is_above else math.floor(value)
+    return Border(what, float(round(value)), pair[1].label)
 
 
 def _target_border(problem: Problem, members: Sequence[Candidate], place: int) -> Border | None:
     question = problem.question
     at = target_grid(problem.groups, problem.target, problem.levels)
     candidates = problem.candidates(at)
-    decision = decide(candidates.members, [question.tasks], [question.queries], draws=1)
-    winners = decision.winner[0, :, 0]
+    winners = cheapest(candidates.members, [question.tasks], [question.queries])[0, :, 0]
     mine = members[place].label if place >= 0 else None
     names = [candidates.members[int(n)].label if n >= 0 else None for n in winners]
     others = [(level, name) for level, name in zip(at, names) if name != mine]
