@@ -86,12 +86,13 @@ def _published_table(folder: Path, results: Mapping[str, Json]) -> str:
     """Return every measured number, and every experiment with a published number that was not
     run."""
     heads = ["experiment", "method", "steps", "published", "measured", "over tasks", "over seeds"]
-    heads += ["each seed", "tasks", "schedule", "verdict"]
+    heads += ["each seed", "tasks", "normalisation", "schedule", "verdict"]
     cells = published_numbers(results)
     names = {one["experiment"] for one in cells}
-    experiments = (one for file in sorted(folder.glob("*.yaml")) for one in _experiments(file))
+    experiments = [one for file in sorted(folder.glob("*.yaml")) for one in _experiments(file)]
     rest = [row for one in experiments if one.name not in names for row in _not_run(one)]
-    table = _markdown(heads, [_cell(one) for one in cells])
+    policies = {one.name: str(getattr(one.model, "norm", "none")) for one in experiments}
+    table = _markdown(heads, [_cell(one, policies) for one in cells])
     if not rest:
         return table
     heads = ["experiment", "steps", "published", "training", "why", "command"]
@@ -145,9 +146,8 @@ def _not_run(one: Experiment) -> list[list[str]]:
     numbers = dict[int | str, float | None](one.published.curve.items())
     numbers = numbers or {one.evaluate.headline: one.published.value}
     pretrains = one.base_method.family == "transfer"
-    batch = (
-        f"{one.run.examples_per_step} examples" if pretrains else f"{one.run.tasks_per_step} tasks"
-    )
+    count = one.run.examples_per_step if pretrains else one.run.tasks_per_step
+    batch = f"{count} {'example' if pretrains else 'task'}{'s' * (count != 1)}"
     trained = f"{one.run.meta_steps:,} steps of {batch}"
     training = f"that of {one.start}" if one.start and not one.run.meta_steps else trained
     why = "data not available" if hasattr(one.task, "origin") else "training time"
@@ -164,7 +164,9 @@ def _not_run(one: Experiment) -> list[list[str]]:
     ]
 
 
-def _cell(one: Json) -> list[str]:
+def _cell(one: Json, policies: Mapping[str, str]) -> list[str]:
+    """Return a row; `policies`: the normalisation of experiments, for records without one."""
+    policy = one.get("normalisation") or policies.get(one["experiment"], NONE)
     seeds = ", ".join(score(seed["value"], False) for seed in one["per_seed"])
     return [
         one["experiment"],
@@ -176,6 +178,7 @@ def _cell(one: Json) -> list[str]:
         half_width(one["ci95_seeds"]),
         seeds,
         f"{one['tasks']:,}",
+        f"{policy}{', transductive' * (policy == 'query_batch')}",
         ": ".join(filter(None, (one["schedule"], one.get("schedule_why")))),
         f"**{verdict(one)}**",
     ]

@@ -219,6 +219,7 @@ def cell_result(
         "converged_only": use_converged,
         **_likelihood(row, point),
         "tasks": row.test_tasks,
+        "normalisation": first.result.get("normalisation"),
         "published": published,
         "published_ci95": head.get("published_ci95") if step == head["step"] else None,
         "source": head.get("source") or "",
