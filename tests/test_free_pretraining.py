@@ -268,6 +268,24 @@ def test_the_text_of_one_number_of_queries_has_one_panel(tmp_path: Path) -> None
     assert "(as tested)" in one
 
 
+def test_rows_that_are_alike_are_printed_at_their_ends() -> None:
+    targets = [0.4, 0.5, 0.6, 0.7, 0.8]
+    grid = {
+        "axis": "flops",
+        "metric": "accuracy",
+        "tasks": [1, 10],
+        "targets": targets,
+        "queries": [1],
+        "as_tested": 1,
+        "winner": [[["a", "b"], *[["a", "a"]] * 4]],
+        "settled": [[[True, True]] * 5],
+    }
+    lines = map_text(grid).splitlines()[2:6]
+    assert lines == ["  80 %  A    A", "   ...  the same", "  50 %  A    A", "  40 %  A    B"]
+    grid["winner"] = [[*[["a", "b"]] * 2, *[["a", "a"]] * 3]]
+    assert "the same" not in map_text(grid)
+
+
 def test_figures_of_free_pretraining_have_four_panels(tmp_path: Path) -> None:
     compared(tmp_path)
     write_comparison(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -125,7 +126,7 @@ def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str
     winner, settled = grid["winner"][number], grid["settled"][number]
     names = [level(value, grid["metric"]) for value in grid["targets"]]
     width, stops = max(map(len, names)), grid.get("stops_after")
-    lines = []
+    rows = list[tuple[str, str]]()
     for row in reversed(range(len(names))):
         after = stops[number][row] if stops else [None] * len(winner[row])
         cells = (
@@ -135,7 +136,12 @@ def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str
             )
         )
         line = "".join(cell.ljust(5) for cell in cells)
-        lines.append(f"  {names[row].rjust(width)}  {line}".rstrip())
+        rows.append((f"  {names[row].rjust(width)}  {line}".rstrip(), line))
+    lines = []
+    for _, alike in groupby(rows, key=itemgetter(1)):
+        texts = [text for text, _ in alike]
+        between = [f"  {'...'.rjust(width)}  the same"] if len(texts) > 3 else texts[1:-1]
+        lines += [texts[0], *between, *texts[1:][-1:]]
     heads = "".join(_power(tasks).ljust(5) for tasks in grid["tasks"])
     return [*lines, f"  {' ' * width}  {heads}".rstrip() + "  tasks"]
 
