@@ -31,7 +31,8 @@ def test_every_figure_is_drawn_or_not_at_all(comparison: Path, tmp_path: Path) -
     )
     bare = without_costs, compare(without_costs, target=whole[1]["target"])
     for name, draw in FIGURES.items():
-        assert (draw(whole) is None) == (name == "selection"), name
+        of_others = name in ("selection", "decision-free", "decision-seconds-free")
+        assert (draw(whole) is None) == of_others, name
         assert (draw(bare) is None) == (name not in ("steps", "training")), name
         earlier = draw((groups, {"summary": []}))  # an earlier comparison.json
         assert (earlier is None) == (name != "training"), name

@@ -19,7 +19,6 @@ from metalearn.evaluate.random_effects import LEVEL, satterthwaite
 from metalearn.evaluate.statistics.students_t import t_quantile
 from metalearn.results.costs import learning_cost, up_front_cost
 from metalearn.results.records import (
-    Array,
     Group,
     Json,
     Run,
@@ -195,15 +194,14 @@ def cell_result(
 
     `reduced`: why the schedule is not the published one; `departures`: what else differs."""
     first, metric, head = row.first, row.metric, row.first.result["headline"]
-    point = first.steps.index(step)
+    facts, point = first.result.get("facts") or {}, first.steps.index(step)
     diverged_shares = [at(run.test.get("diverged"), point) for run in row.runs]
     use_converged = metric == "loss" and any(diverged_shares) and "loss_converged" in first.test
     name = "loss_converged" if use_converged else metric
     values = [at(run.test.get(name), point) for run in row.runs]
     halves = [at(run.test.get(f"{name}_ci95"), point) for run in row.runs]
-    scores = None if use_converged else row.pooled_scores(metric)
     return {
-        **_schedule(reduced, departures, (first.result.get("facts") or {}).get("pixels", "")),
+        **_schedule(reduced, departures, facts.get("pixels", "")),
         "experiment": str(first.result.get("experiment")),
         "label": row.label,
         "metric": metric,
@@ -215,7 +213,7 @@ def cell_result(
         ],
         "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
-        "interval": None if scores is None else _interval_over_seeds(scores[:, :, point]),
+        "interval": None if use_converged else _interval_over_seeds(row, metric, point),
         "converged_only": use_converged,
         **_likelihood(row, point),
         "tasks": row.test_tasks,
@@ -240,9 +238,12 @@ def _likelihood(row: Group, point: int) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _interval_over_seeds(scores: Array) -> list[float] | None:
-    """Return the interval of scores [S, E] for new seeds and new tasks; None with too few seeds."""
-    estimate = random_effects.estimate(scores)
+def _interval_over_seeds(row: Group, metric: str, point: int) -> list[float] | None:
+    """Return the interval of a score for new seeds and new tasks; None with too few seeds."""
+    scores = row.pooled_scores(metric)  # [S, E, P]
+    if scores is None:
+        return None
+    estimate = random_effects.estimate(scores[:, :, point])
     if not estimate.ci95 or estimate.seeds < random_effects.LEAST_SEEDS:
         return None
     return list(estimate.ci95)
