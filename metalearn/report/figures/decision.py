@@ -94,6 +94,7 @@ def map_text(grid: Json | None, queries: int | None = None) -> str:
     checkpoint along meta-training at which the winner stops."""
     if not grid or not winners(grid):
         return "no decision map: no target was set, or no method with a known cost reaches it"
+    grid = grid if queries is None else _at_queries(grid, queries)
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
     lines = [f"rows: {grid['metric']} that counts as solved; columns: number of new tasks"]
     if grid.get("pretraining") == "free":
@@ -104,8 +105,6 @@ def map_text(grid: Json | None, queries: int | None = None) -> str:
             f"left out, as a cost is unknown or there are no scores: {', '.join(left_out)}"
         )
     for number, count in enumerate(grid["queries"]):
-        if queries not in (None, count):
-            continue
         suffix = " (as tested)" if count == grid["as_tested"] else ""
         noun = "query" if count == 1 else "queries"
         lines.append(f"{count:,} {noun} per task{suffix}, cheapest in {grid['axis']}:")
@@ -120,6 +119,16 @@ def map_text(grid: Json | None, queries: int | None = None) -> str:
     reached = f"no {'other ' if left_out else ''}method reaches it"
     end = f"small letter: inconclusive; .: {reached}; ?: none does, inconclusive"
     return "\n".join([*lines, end])
+
+
+def _at_queries(grid: Json, queries: int) -> Json:
+    """Return the part of a map for one of its numbers of queries; raises ValueError for others."""
+    if queries not in grid["queries"]:
+        text = f"the map has no {queries} queries per task; it has {grid['queries']}"
+        raise ValueError(text)
+    place = grid["queries"].index(queries)
+    lists = ("queries", "winner", "settled", "stops_after")
+    return grid | {name: [grid[name][place]] for name in lists if name in grid}
 
 
 def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str]:

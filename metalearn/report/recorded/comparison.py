@@ -186,16 +186,10 @@ def decision_map_text(one: Json, queries: int | None = None) -> str:
     parts = []
     for title, grid in maps.items():
         number = grid["as_tested"] if queries is None else queries
-        if number not in grid["queries"]:
-            text = f"the map has no {number} queries per task; it has {grid['queries']}"
-            raise ValueError(text)
-        place = grid["queries"].index(number)
-        lists = ("queries", "winner", "settled", "stops_after")
-        grid |= {name: [grid[name][place]] for name in lists if name in grid}
         left_out = [f"{label} ({why})" for label, why in grid.get("left_out", {}).items()]
         notes = f"Left out: {'; '.join(left_out)}. " if left_out else ""
         notes += f"Inconclusive: {grid['unsettled']}." if grid.get("unsettled") else ""
-        parts += [title, f"```\n{map_text(grid)}\n```", *filter(None, [notes.strip()])]
+        parts += [title, f"```\n{map_text(grid, number)}\n```", *filter(None, [notes.strip()])]
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
