@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,20 +76,18 @@ def _member(here: World, work: Work) -> None:
     if here.rank:
         raise SystemExit(_quietly(here, work))
     try:
-        with exit_codes():
-            work(_joined(here))
+        with exit_codes(), _joined(here) as ranks:
+            work(ranks)
     except SystemExit as end:
         if isinstance(end.__context__, RankLost):
-            # At exit, Python would wait for a sum whose other process is gone.
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(1)
+            _end_at_once(1)
         raise
 
 
-def _joined(here: World) -> Any:
-    from metalearn.distributed.ranks import join
+def _joined(here: World) -> AbstractContextManager[Any]:
+    from metalearn.distributed.ranks import joined
 
-    return join(here)
+    return joined(here)
 
 
 def _quietly(here: World, work: Work) -> int:
@@ -96,23 +95,28 @@ def _quietly(here: World, work: Work) -> int:
     log.disabled = True
     with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
         try:
-            with exit_codes():
-                ranks = _joined(here)
-                with ranks.listening():
-                    return _until_lost(ranks, work)
+            with exit_codes(), _joined(here) as ranks, ranks.listening():
+                _until_lost(ranks, work)
+                return 0
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 1
 
 
-def _until_lost(ranks: Any, work: Work) -> int:
-    """Run `work` until it ends, or until another process is lost; return the exit code."""
+def _until_lost(ranks: Any, work: Work) -> None:
+    """Run `work` until it ends, or end this process if another one is lost."""
     try:
         work(ranks)
-        return 0
     except RankLost as error:
         log.disabled = False
         log.info(f"{error}: shutting down this process too")
-        return 75 if ranks.stop else LOST
+        _end_at_once(75 if ranks.stop else LOST)
+
+
+def _end_at_once(code: int) -> None:
+    """End without Python's own end, which would wait for a sum whose other process is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # the launcher
@@ -234,6 +238,4 @@ def _child(here: World, folder: Path, work: Work) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end_at_once(code)

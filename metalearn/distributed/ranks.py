@@ -184,6 +184,20 @@ def join(world: World) -> Ranks:
     return Ranks(world, control, cards)
 
 
+@contextmanager
+def joined(world: World) -> Iterator[Ranks]:
+    """Context manager with the ranks of a run, which disconnects them when it ends on all of them.
+
+    Where gloo's threads run until Python ends, they can abort the process."""
+    ranks = join(world)
+    try:
+        yield ranks
+    except (ConfigError, OSError, Diverged, Stopped):  # raised on all ranks
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
 def has_card_each(processes: int) -> bool:
     """Return whether this machine has a CUDA device for each of its processes."""
     return torch.cuda.is_available() and torch.cuda.device_count() >= processes
