@@ -91,6 +91,24 @@ def test_learned_rules_and_searches_have_their_counterparts(tmp_path: Path) -> N
     assert marked["contrast"] and marked["p_holm"] is None
 
 
+def test_in_context_rows_are_tested_against_every_other_answer(tmp_path: Path) -> None:
+    def row(label: str, family: str) -> records.Group:
+        change = {"family": family}
+        run = write_run(tmp_path / label, label, "scratch", change=lambda r: r.update(change))
+        return records.Group(label, [records.load(run)])
+
+    families = {"caml": "in_context", "gpicl": "in_context", "proto_net": "metric"}
+    rows = [row(label, family) for label, family in families.items()]
+    assert contrasts(rows, None, list(families)) == [("proto_net", "caml")]
+    rows += [row("linear_probe", "transfer"), row("scratch", "scratch")]
+    assert contrasts(rows, None, [*families, "linear_probe", "scratch"]) == [
+        ("proto_net", "linear_probe"),
+        ("proto_net", "caml"),
+        ("linear_probe", "caml"),
+        *[(label, "scratch") for label in ("caml", "proto_net", "linear_probe")],
+    ]
+
+
 def test_a_task_is_priced_at_the_headline_step_and_never_at_step_0(tmp_path: Path) -> None:
     def at_step(step: int) -> Any:
         def change(result: dict[str, Any]) -> None:

@@ -43,8 +43,9 @@ FILE = "comparison.json"
 # differences of scores; no verdict in seconds of a method with a slow round; a cell
 # that no method reaches is settled if all surely miss it. 8: a row with seeds that have
 # no result decides nothing; tasks of several sizes have no reliability. 9: maps and
-# counts by queries without the cost of pretraining elsewhere; verdicts by queries.
-RULES = 9
+# counts by queries without the cost of pretraining elsewhere; verdicts by queries. 10: in-context
+# rows have contrasts with meta-learned and transfer rows, not with scratch alone.
+RULES = 10
 
 
 def compare(

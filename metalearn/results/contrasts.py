@@ -2,12 +2,13 @@
 
 An experiment file names them under `contrasts`. Otherwise they follow from what the rows are, in
 the order of the file: searched architectures against fixed ones, learned update rules against Adam
-from the same start, meta-learned rows against transfer, and each family against scratch. All other
-pairs are estimates without a test."""
+from the same start, meta-learned, transfer and in-context rows against each other, and each family
+against scratch. All other pairs are estimates without a test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from metalearn.evaluate.statistics.holm import holm
 from metalearn.results.factors import run_factors
@@ -90,7 +91,7 @@ def _is_adam_twin(other: Group, row: Group) -> bool:
 
 
 def _family_pairs(rows: Sequence[Group]) -> list[Pair]:
-    """Pair the first meta-learned row with the first transfer row, and each family with scratch."""
+    """Pair the first meta-learned, transfer and in-context rows, and each family with scratch."""
     firsts: dict[str, Group] = {}
     for row in rows:
         is_hand_designed = (
@@ -98,9 +99,11 @@ def _family_pairs(rows: Sequence[Group]) -> list[Pair]:
         )
         if not is_hand_designed:
             firsts.setdefault(_family(row), row)
-    scratch, transfer = firsts.pop("scratch", None), firsts.get("transfer")
+    scratch = firsts.pop("scratch", None)
     meta = next((firsts[name] for name in META if name in firsts), None)
-    pairs = [] if meta is None or transfer is None else [(meta.label, transfer.label)]
+    answers = [meta, firsts.get("transfer"), firsts.get("in_context")]
+    found = [row.label for row in answers if row is not None]
+    pairs = list(combinations(found, 2))
     if scratch is not None:
         pairs += [(row.label, scratch.label) for row in firsts.values()]
     return pairs
