@@ -86,6 +86,8 @@ class Learner(NamedTuple):
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
     # the FrozenNetwork of the features where no parameter moves them (kernels/feature_cache.py)
     frozen: Any = None
+    # the learner from its outputs [B, D] on, where layers after it are parameters
+    after_frozen: Learner | None = None
     gains: tuple[str, ...] = ()  # leaves that are gain or shift of batch normalisation
 
 

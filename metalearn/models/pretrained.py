@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,13 @@ from metalearn.in_memory import hash_of, name_of
 from metalearn.kernels.feature_cache import FrozenNetwork
 from metalearn.models.backbones import UNKNOWN, UNKNOWN_OVERLAP, find_backbone
 from metalearn.models.external.from_module import from_module
+from metalearn.models.frozen_layers import AfterMaps, Maps, after_frozen, split_after
 from metalearn.models.init import start
+from metalearn.rng import fold_in, uniform
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 HEAD = ("head.weight", "head.bias")
+BODY = "backbone.body."
 VERSION = 1  # of how features are computed: stored ones of another version are not used
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -43,21 +47,29 @@ class Prepared(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        return pool(self.body(self.prepare(x)))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images as the body takes them: [B, 3, size, size]."""
         size = (self.size, self.size)
         if tuple(x.shape[-2:]) != size:
             larger = max(x.shape[-2:]) > self.size
             x = F.interpolate(x, size=size, mode="bilinear", antialias=larger)
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-        z: Tensor = self.body((x - self.mean) / self.std)
-        return z.mean((-2, -1)) if z.dim() == 4 else z
+        return (x - self.mean) / self.std
+
+
+def pool(z: Tensor) -> Tensor:
+    """Return the mean of maps [B, D, H, W] over places: [B, D]; features [B, D] as they are."""
+    return z.mean((-2, -1)) if z.dim() == 4 else z
 
 
 class Classifier(nn.Module):
-    """A prepared backbone and a linear layer."""
+    """A backbone and a linear layer."""
 
-    def __init__(self, prepared: Prepared, width: int, outputs: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, outputs: int) -> None:
         super().__init__()
-        self.backbone, self.head = prepared, nn.Linear(width, outputs)
+        self.backbone, self.head = backbone, nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.backbone(x))
@@ -87,6 +99,12 @@ class Pretrained(ModelComponent):
     frozen: bool = option(
         True, "Freeze the network; false: fine-tune it from the pretrained weights."
     )
+    frozen_through: str | None = option(
+        None,
+        "With frozen: false, the last layer that stays frozen, such as "
+        "backbone.body.net._blocks.14: methods that learn in steps compute its output once.",
+        later=True,
+    )
     statistics: Literal["frozen", "running"] = option(
         "frozen",
         "Batch-norm statistics when fine-tuning: fixed, or updated in training.",
@@ -105,6 +123,8 @@ class Pretrained(ModelComponent):
         if self.frozen and self.statistics != "frozen":
             text = f"statistics {self.statistics} need frozen: false"
             raise ValueError(text)
+        if self.frozen and self.frozen_through is not None:
+            raise ValueError("frozen_through needs frozen: false: frozen freezes all layers")
         return self
 
     def build(self, spec: EpisodeSpec) -> Learner:
@@ -115,11 +135,39 @@ class Pretrained(ModelComponent):
         prepared, network = self._network(spec.device, spec.dtype)
         if self.frozen:
             return _frozen_learner(prepared, network, spec)
-        module = Classifier(copy.deepcopy(prepared), network.width, spec.outputs)
+        if self.frozen_through is not None:
+            return self._partly_frozen(prepared, network, spec)
+        return self._trainable(copy.deepcopy(prepared), network.width, spec)
+
+    def _trainable(self, backbone: nn.Module, width: int, spec: EpisodeSpec) -> Learner:
+        module = Classifier(backbone, width, spec.outputs)
         module.requires_grad_(True).eval()
         fixed = self.statistics == "frozen" and not _has_batch_norm(module)  # no policy to state
         policy = None if fixed else self.statistics
         return from_module(module, spec, head="new", policy=policy, keep=True)
+
+    def _partly_frozen(self, whole: Prepared, network: FrozenNetwork, spec: EpisodeSpec) -> Learner:
+        layer, shape = str(self.frozen_through), (2, *spec.x_shape)
+        images = uniform(fold_in(0, "images"), shape).to(spec.device, spec.dtype)
+        try:
+            parts = split_after(whole.body, layer.removeprefix(BODY), whole.prepare(images))
+        except ConfigError as error:
+            raise ConfigError(("model.frozen_through", error.problems[0][1])) from error
+        first, sha256 = Maps(whole.prepare, parts.first), hash_of((network.sha256, layer))
+        frozen = FrozenNetwork(first, prod(parts.shape), sha256)
+        rest = AfterMaps(parts.rest, parts.shape, pool).to(spec.device, spec.dtype)
+        learner = self._trainable(rest, network.width, replace(spec, x_shape=(frozen.width,)))
+        if learner.normalisation == "none" and _has_batch_norm(whole):
+            learner = learner._replace(normalisation="frozen")
+
+        def module(params: Params) -> nn.Module:
+            net = Classifier(copy.deepcopy(whole), network.width, spec.outputs)
+            assert learner.module is not None
+            net.load_state_dict(learner.module(params).state_dict(), strict=False)
+            return net.to(spec.device, spec.dtype).eval()
+
+        fixed = tuple(f"{BODY}{name}" for name, _ in parts.first.named_parameters())
+        return after_frozen(learner, frozen, spec.x_shape, fixed, module)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -141,6 +189,7 @@ class Pretrained(ModelComponent):
             "overlap": backbone.overlap,
             "size": self.size,
             "frozen": self.frozen,
+            **({} if self.frozen_through is None else {"frozen_through": self.frozen_through}),
             "pretrain_flops": self.pretrain_flops if is_overridden else backbone.flops,
             "pretrain_source": self.pretrain_source if is_overridden else backbone.source,
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from metalearn.augment import Change as ImageChange
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import support_loss
-from metalearn.inner.heads import fresh_linear, imprinted, is_head
+from metalearn.inner.heads import fresh_linear, identity, imprinted, is_head
 from metalearn.inner.method import LearnFunctions
 from metalearn.inner.options import Patterns, adapted_filter, inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_classes
@@ -137,13 +137,24 @@ def _learn_layers(
     head_start: Start,
     change: Change,
 ) -> Adaptation:
+    """Steps start from the outputs of layers that no step changes, computed once per image."""
+    rest = learner.after_frozen
+    network, layers = (learner.frozen, rest) if rest is not None else (identity, learner)
+
     def start(meta: Meta, support: Batch, key: Key) -> Problem:
-        body, x = meta["params"], support.x
-        head = head_start(meta, key, support, lambda: learner.features(body, x))
+        body, x = meta["params"], network(support.x)
+        head = head_start(meta, key, support, lambda: layers.features(body, x))
         adapted, fixed = partition({**body, **head}, is_adapted)
-        return Problem(adapted, fixed, change(support, key))
+        batch = change(support, key)
+        outputs = x if batch is support else network(batch.x)
+        return Problem(adapted, fixed, batch._replace(x=outputs))
+
+    def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
+        return learner.frozen(query_x)  # type: ignore[no-any-return]
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
-        return learner.apply(params, query_x, context=support.x)
+        context = support.x if rest is None else None  # frozen statistics need none
+        return layers.apply(params, query_x, context=context)
 
-    return Adaptation(support_loss(learner, spec), start, predict)
+    once = None if rest is None else features
+    return Adaptation(support_loss(layers, spec), start, predict, once)
