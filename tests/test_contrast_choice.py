@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import check_page
-from run_folders import groups_of, write_rows
+from run_folders import groups_of, write_rows, write_run
 from simulated import family
 
 from metalearn.compare.compare import _write_request
@@ -19,7 +19,7 @@ from metalearn.report import page
 from metalearn.report.page import write_report
 from metalearn.results.comparison import collect, read_request
 from metalearn.results.contrast_choice import contrast_choice
-from metalearn.results.contrasts import mark_contrasts
+from metalearn.results.contrasts import DEFAULTS, mark_contrasts
 
 LABELS = ["maml", "fine_tune", "scratch"]
 TARGET = {"metric": "accuracy", "value": 0.3}
@@ -61,7 +61,26 @@ def test_a_request_of_an_earlier_version_is_kept_without_a_time(tmp_path: Path) 
     older = {"contrasts": None, "labels": LABELS, "target": None}
     (tmp_path / "comparison-request.json").write_text(json.dumps(older))
     _write_request(plan(None), tmp_path)
-    assert read_request(tmp_path)["requests"] == [request(None, None)]
+    by_family = {**request(None, 0), "defaults": DEFAULTS}  # the pairs by family are others now
+    assert read_request(tmp_path)["requests"] == [request(None, None), by_family]
+
+
+def test_later_rules_add_no_contrasts_to_a_comparison_that_was_begun_before(tmp_path: Path) -> None:
+    labels = ["maml", "caml", "scratch"]
+    write_rows(tmp_path, ["maml", "scratch"], 3, episodes=40)
+    family = {"family": "in_context"}
+    for seed in range(3):
+        path = tmp_path / f"methods/caml/seed-{seed}"
+        write_run(path, "caml", "proto_net", seed, episodes=40, change=lambda r: r.update(family))
+    groups, older = groups_of(tmp_path), request(None, 0, labels)
+    found = contrast_choice(groups, {**older, "requests": [older]})
+    assert found.pairs == [("maml", "scratch"), ("caml", "scratch")]
+    now = {**request(None, 9, labels), "defaults": DEFAULTS}
+    resumed = contrast_choice(groups, {**now, "requests": [older, now]})
+    assert resumed.tested == found.tested and resumed.exploratory == [("maml", "caml")]
+    fresh = {**now, "finished": 0}
+    assert ("maml", "caml") in contrast_choice(groups, {**fresh, "requests": [fresh]}).tested
+    assert ("maml", "caml") in contrast_choice(groups, {}).tested
 
 
 def test_changed_contrasts_are_exploratory_and_have_no_verdict(rows: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_learned_rules_and_searches_have_their_counterparts(tmp_path: Path) -> N
     assert marked["contrast"] and marked["p_holm"] is None
 
 
-def test_in_context_rows_are_tested_against_every_other_answer(tmp_path: Path) -> None:
+def test_in_context_rows_have_contrasts_with_meta_learned_and_transfer_rows(tmp_path: Path) -> None:
     def row(label: str, family: str) -> records.Group:
         change = {"family": family}
         run = write_run(tmp_path / label, label, "scratch", change=lambda r: r.update(change))

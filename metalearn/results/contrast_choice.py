@@ -2,14 +2,16 @@
 
 comparison-request.json has `requests`: one entry for each time that the contrasts or the methods of
 the experiment file changed, with the number of rows that had finished by then (null: made by a
-version that did not record it)."""
+version that did not record it). `defaults` of an entry without named contrasts is the version of
+the rules that give them (contrasts.py; missing: 1), so that later rules add none to a comparison
+that was begun before."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from metalearn.results.contrasts import Pair, contrasts
+from metalearn.results.contrasts import DEFAULTS, Pair, contrasts
 from metalearn.results.records import Group, Json
 
 Key = frozenset[str]
@@ -31,7 +33,7 @@ def append_request(request: Json, previous: Json, finished: int) -> list[Json]:
     """Return `requests` of a new request: those of the previous one, and itself if it differs.
 
     `previous` is empty if there is none; `finished` is the number of rows that have finished."""
-    entry = {name: request[name] for name in ("contrasts", "labels")}
+    entry = {name: request[name] for name in ("contrasts", "labels")} | {"defaults": DEFAULTS}
     requests = list(previous.get("requests") or ())
     if previous and not requests:
         requests = [{**_entry(previous), "finished": None}]
@@ -43,7 +45,9 @@ def append_request(request: Json, previous: Json, finished: int) -> list[Json]:
 def _entry(request: Json) -> Json:
     pairs = request.get("contrasts")
     named = None if pairs is None else [list(pair) for pair in pairs]
-    return {"contrasts": named, "labels": list(request.get("labels") or ())}
+    entry = {"contrasts": named, "labels": list(request.get("labels") or ())}
+    version = request.get("defaults", 1)
+    return entry if pairs is not None or version == 1 else {**entry, "defaults": version}
 
 
 def contrast_choice(groups: Sequence[Group], request: Json) -> ContrastChoice:
@@ -52,6 +56,7 @@ def contrast_choice(groups: Sequence[Group], request: Json) -> ContrastChoice:
     The contrasts of the first request are tested, even if a later one drops them. So are those
     that follow from methods which were added later. All others that a later request names are
     exploratory."""
+    request = request or {"defaults": DEFAULTS}  # rows without a comparison
     requests: list[Json] = request.get("requests") or [{**_entry(request), "finished": None}]
     start = max((n for n, one in enumerate(requests) if one.get("finished") == 0), default=0)
     first, tested = requests[start], _pairs(groups, requests[start])
@@ -74,7 +79,8 @@ def contrast_choice(groups: Sequence[Group], request: Json) -> ContrastChoice:
 def _pairs(groups: Sequence[Group], request: Json) -> list[Pair]:
     named, labels = request.get("contrasts"), request.get("labels") or ()
     pairs = None if named is None else [(pair[0], pair[1]) for pair in named]
-    return contrasts([one for one in groups if not labels or one.label in labels], pairs, labels)
+    rows = [one for one in groups if not labels or one.label in labels]
+    return contrasts(rows, pairs, labels, request.get("defaults", 1))
 
 
 def _is_of_new_method(pair: Pair, request: Json, first: Json) -> bool:

@@ -17,21 +17,29 @@ from metalearn.results.searches import is_control
 
 Pair = tuple[str, str]
 META = ("initialization", "metric")
+SCRATCH, IN_CONTEXT = "scratch", "in_context"
+# Version of the pairs that follow from the rows. 2: in-context rows are also paired with
+# meta-learned and transfer rows.
+DEFAULTS = 2
 HAND_DESIGNED = ("by hand", "Adam")
 SIGNIFICANT = 0.05  # largest p, adjusted by Holm's method, of a difference
 
 
 def contrasts(
-    groups: Sequence[Group], named_pairs: Sequence[Pair] | None, order: Sequence[str] = ()
+    groups: Sequence[Group],
+    named_pairs: Sequence[Pair] | None,
+    order: Sequence[str] = (),
+    version: int = DEFAULTS,
 ) -> list[Pair]:
     """Return the pairs of labels to test: `named_pairs` of the file, else those by family.
 
-    `order`: labels as the file lists them; rows that are not in it come last, by name."""
+    `order`: labels as the file lists them; rows that are not in it come last, by name. `version`:
+    that of the pairs by family when the comparison was begun."""
     if named_pairs is not None:
         return list(named_pairs)
     places = {label: place for place, label in enumerate(order)}
     rows = sorted(groups, key=lambda group: (places.get(group.label, len(places)), group.label))
-    pairs = [*_search_pairs(rows), *_learned_rule_pairs(rows), *_family_pairs(rows)]
+    pairs = [*_search_pairs(rows), *_learned_rule_pairs(rows), *_family_pairs(rows, version)]
     unique: dict[frozenset[str], Pair] = {}
     for pair in pairs:
         unique.setdefault(frozenset(pair), pair)
@@ -90,7 +98,7 @@ def _is_adam_twin(other: Group, row: Group) -> bool:
     return b.optimizer == "Adam" and (a.start, _start(row)) == (b.start, _start(other))
 
 
-def _family_pairs(rows: Sequence[Group]) -> list[Pair]:
+def _family_pairs(rows: Sequence[Group], version: int) -> list[Pair]:
     """Pair the first meta-learned, transfer and in-context rows, and each family with scratch."""
     firsts: dict[str, Group] = {}
     for row in rows:
@@ -99,10 +107,10 @@ def _family_pairs(rows: Sequence[Group]) -> list[Pair]:
         )
         if not is_hand_designed:
             firsts.setdefault(_family(row), row)
-    scratch = firsts.pop("scratch", None)
+    scratch = firsts.pop(SCRATCH, None)
     meta = next((firsts[name] for name in META if name in firsts), None)
-    answers = [meta, firsts.get("transfer"), firsts.get("in_context")]
-    found = [row.label for row in answers if row is not None]
+    in_context = firsts.get(IN_CONTEXT) if version > 1 else None
+    found = [row.label for row in (meta, firsts.get("transfer"), in_context) if row is not None]
     pairs = list(combinations(found, 2))
     if scratch is not None:
         pairs += [(row.label, scratch.label) for row in firsts.values()]

@@ -305,6 +305,7 @@ class _Requested(Open):
 
     contrasts: _Contrasts = None
     labels: list[Text] = []
+    defaults: Count = 1  # version of the contrasts by family
     finished: Count | None = None
 
 
