@@ -84,9 +84,9 @@ class Learner(NamedTuple):
     integers: bool = False  # x are integers that are looked up, such as the numbers of words
     random_start: bool = True  # `init` draws; False: the same values for every key
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
-    # the FrozenNetwork of the features where no parameter moves them (kernels/feature_cache.py)
+    # the FrozenNetwork (kernels/feature_cache.py) of the features, or of the first layers if
+    # `after_frozen` is the learner that takes its outputs [B, D] as inputs
     frozen: Any = None
-    # the learner from its outputs [B, D] on, where layers after it are parameters
     after_frozen: Learner | None = None
     gains: tuple[str, ...] = ()  # leaves that are gain or shift of batch normalisation
 

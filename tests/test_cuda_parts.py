@@ -163,7 +163,7 @@ def test_processes_join_by_their_cpus_where_cards_are_too_few(
 def test_processes_disconnect_before_python_ends(
     error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where they do not, threads of gloo abort every second process; a lost one is not awaited."""
+    """Threads of gloo can abort Python's exit; if a rank was lost, disconnecting might wait."""
     monkeypatch.setenv("METALEARN_MEETING", str(tmp_path / "meeting"))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with (

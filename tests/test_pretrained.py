@@ -71,6 +71,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
     yield
     pretrained._load.cache_clear()
+    pretrained._split.cache_clear()
 
 
 def source(channels: int = 3, dtype: torch.dtype = torch.float32, shots: int = 2) -> ImageSource:

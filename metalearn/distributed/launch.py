@@ -113,7 +113,7 @@ def _until_lost(ranks: Any, work: Work) -> None:
 
 
 def _end_at_once(code: int) -> None:
-    """End without Python's own end, which would wait for a sum whose other process is gone."""
+    """Exit without Python's finalization, which would wait for a sum of a lost process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -186,16 +186,21 @@ def join(world: World) -> Ranks:
 
 @contextmanager
 def joined(world: World) -> Iterator[Ranks]:
-    """Context manager with the ranks of a run, which disconnects them when it ends on all of them.
+    """Context manager with the ranks of a run. Disconnects them on exit, unless one was lost.
 
-    Where gloo's threads run until Python ends, they can abort the process."""
+    Threads of gloo that still run when Python exits can abort the process."""
     ranks = join(world)
     try:
         yield ranks
     except (ConfigError, OSError, Diverged, Stopped):  # raised on all ranks
-        dist.destroy_process_group()
+        _disconnect()
         raise
-    dist.destroy_process_group()
+    _disconnect()
+
+
+def _disconnect() -> None:
+    with suppress(RuntimeError):  # the work is done: a failure here must not hide its result
+        dist.destroy_process_group()
 
 
 def has_card_each(processes: int) -> bool:

@@ -1,4 +1,4 @@
-"""The first layers of a network without parameters to learn, and the other layers after them."""
+"""A network split after one layer: frozen layers before, layers to learn behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metalearn.types import Learner, Params
 
 
 class Parts(NamedTuple):
-    """A network in two: x -> first -> maps -> rest -> outputs. Layers keep their names."""
+    """A network split in two: x -> first -> maps -> rest -> outputs. Layers keep their names."""
 
     first: nn.Module
     rest: nn.Module
@@ -34,67 +34,113 @@ class _Tracer(fx.Tracer):
 
 
 def split_after(body: nn.Module, layer: str, x: Tensor) -> Parts:
-    """Return the layers up to `layer`, called once with x [B, *X], and copies of those after it.
+    """Return copies of the layers up to `layer` and of those after it.
 
-    Raises ConfigError if there is no such layer, if the layers after it use anything else than its
-    output, or if that is not one tensor."""
-    names = [name for name, _ in body.named_modules() if name]
-    if layer not in names:
-        raise ConfigError(("", f"no layer {layer!r}; {did_you_mean(layer, names)}"))
+    `x` [B, *X] are two or more examples, on which the parts are compared with `body`. Raises
+    ConfigError if there is no such layer, if the layers after it use anything else than its output,
+    if both parts share a tensor, or if what the first part computes for an example depends on the
+    others."""
+    _require_layer(body, layer)
+    body = copy.deepcopy(body)  # tracing stores constants in it
     try:
         graph = _Tracer(layer).trace(body)
     except Exception as error:  # tracing fails in as many ways as there are networks
         raise ConfigError(("", f"the calls of the layers cannot be traced: {error}")) from error
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
-    if len(calls) != 1:
+    if not calls:
+        raise ConfigError(("", f"{layer} is not called itself: choose a layer in it, or another"))
+    if len(calls) > 1:
         raise ConfigError(("", f"{layer} is called {len(calls)} times, not once"))
-    first = _module(body, _up_to(graph, calls[0]))
-    rest = _module(copy.deepcopy(body), _after(graph, calls[0]))
+    first = fx.GraphModule(body, _up_to(graph, calls[0]))
+    rest = fx.GraphModule(body, _after(graph, calls[0]))
+    _refuse_shared(first, rest, layer)
     with torch.no_grad():
-        maps, expected = first(x), body(x)
+        shape = _check_equal(first, rest, body, layer, x)
+    return Parts(first, rest, shape)
+
+
+def _require_layer(body: nn.Module, layer: str) -> None:
+    owner, place = body, "the network"
+    for name in layer.split("."):
+        children = dict(owner.named_children())
+        if name not in children:
+            valid = did_you_mean(name, children) if children else "it has no layers"
+            raise ConfigError(("", f"no layer {name!r} in {place}; {valid}"))
+        owner, place = children[name], name if owner is body else f"{place}.{name}"
+
+
+def _check_equal(
+    first: nn.Module, rest: nn.Module, body: nn.Module, layer: str, x: Tensor
+) -> tuple[int, ...]:
+    """Return the shape of the maps of one example if the parts compute what the network does."""
+    maps, expected = first(x.clone()), body(x.clone())
     if not isinstance(maps, Tensor) or maps.dim() < 2 or len(maps) != len(x):
         raise ConfigError(("", f"the output of {layer} is not one tensor with a row per example"))
-    with torch.no_grad():
-        if not torch.equal(rest(maps), expected):
-            raise ConfigError(("", f"the network after {layer} is not a function of its output"))
-    return Parts(first, rest, tuple(maps.shape[1:]))
+    if not _is_close(rest(maps.clone()), expected):
+        raise ConfigError(("", f"the network after {layer} is not a function of its output"))
+    if not _is_close(first(x[:1].clone()), maps[:1]):
+        text = "compute other outputs for an example if others are in its batch"
+        raise ConfigError(("", f"the layers up to {layer} {text}"))
+    return tuple(maps.shape[1:])
 
 
-def _module(body: nn.Module, graph: fx.Graph) -> nn.Module:
-    module = fx.GraphModule(body, graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+def _is_close(a: Any, b: Any) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _refuse_shared(first: nn.Module, rest: nn.Module, layer: str) -> None:
+    """Raise ConfigError if both parts have a tensor, as one of them would be frozen."""
+    tensors = {id(value): name for name, value in _tensors(first)}
+    shared = [name for name, value in _tensors(rest) if id(value) in tensors]
+    if shared:
+        text = f"{shared[0]} is used before and after {layer}, so it cannot be frozen in one place"
+        raise ConfigError(("", text))
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _up_to(graph: fx.Graph, last: fx.Node) -> fx.Graph:
     """Return the graph whose output is the node `last`."""
-    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    part, copies, needed = fx.Graph(), dict[fx.Node, fx.Node](), _sources(last, None)
     for node in graph.nodes:
-        copies[node] = part.node_copy(node, copies.__getitem__)
-        if node is last:
-            break
+        if node in needed or node.op == "placeholder":
+            copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(copies[last])
     return part
 
 
 def _after(graph: fx.Graph, last: fx.Node) -> fx.Graph:
     """Return the graph from the output of the node `last` to that of `graph`."""
-    part = fx.Graph()
+    part, needed = fx.Graph(), _sources(graph.output_node(), last)
     copies = {last: part.placeholder("maps")}
-    follows = False
+    nodes = list(graph.nodes)
+    before = nodes[: nodes.index(last)]
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
-            text = f"layers after {last.target} use the output of {node.target}, too"
-            raise ConfigError(("", f"{text}: freeze up to an earlier or a later layer"))
+            names = {"call_module": f"{node.target}", "placeholder": "the input of the network"}
+            text = f"layers after {last.target} also use {names.get(node.op, node.name)}"
+            raise ConfigError(("", f"{text}: choose an earlier or a later layer"))
         return copies[node]
 
-    for node in graph.nodes:
-        if node.op == "get_attr" or (follows and node.op != "placeholder"):
+    for node in nodes:
+        is_behind = node is not last and node not in before
+        if node in needed and (is_behind or node.op == "get_attr"):
             copies[node] = part.node_copy(node, copied)
-        follows = follows or node is last
     return part
+
+
+def _sources(node: fx.Node, stop: fx.Node | None) -> set[fx.Node]:
+    """Return the node and all that it is computed from, up to `stop`."""
+    found, left = set[fx.Node](), [node]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += [] if one is stop else one.all_input_nodes
+    return found
 
 
 class Maps(nn.Module):
@@ -117,7 +163,8 @@ class AfterMaps(nn.Module):
         self.body, self.shape, self.pool = body, shape, pool
 
     def forward(self, rows: Tensor) -> Tensor:
-        z: Tensor = self.pool(self.body(rows.unflatten(1, self.shape)))
+        maps = rows.unflatten(1, self.shape).clone()  # the layers may change them in place
+        z: Tensor = self.pool(self.body(maps))
         return z
 
 

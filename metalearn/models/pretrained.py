@@ -20,7 +20,7 @@ from metalearn.in_memory import hash_of, name_of
 from metalearn.kernels.feature_cache import FrozenNetwork
 from metalearn.models.backbones import UNKNOWN, UNKNOWN_OVERLAP, find_backbone
 from metalearn.models.external.from_module import from_module
-from metalearn.models.frozen_layers import AfterMaps, Maps, after_frozen, split_after
+from metalearn.models.frozen_layers import AfterMaps, Maps, Parts, after_frozen, split_after
 from metalearn.models.init import start
 from metalearn.rng import fold_in, uniform
 from metalearn.types import EpisodeSpec, Key, Learner, Params
@@ -82,7 +82,8 @@ class Pretrained(ModelComponent):
     Frozen, its weights are no part of what is learned: `features` gives those of the network, and
     the parameters are a head alone. With `frozen: false` all are parameters, which start at the
     pretrained values and keep its names, such as `backbone.body.net._blocks.15`, for `adapts` of
-    methods. Images of 1 or 3 channels in 0..1 are resized to `size`.
+    methods; with `frozen_through` only those of later layers. Images of 1 or 3 channels in 0..1 are
+    resized to `size`.
 
     >>> spec = ml.tasks.Glyphs(ways=5).build().spec
     >>> learner = ml.models.Pretrained(size=64).build(spec)
@@ -102,7 +103,7 @@ class Pretrained(ModelComponent):
     frozen_through: str | None = option(
         None,
         "With frozen: false, the last layer that stays frozen, such as "
-        "backbone.body.net._blocks.14: methods that learn in steps compute its output once.",
+        "backbone.body.net._blocks.14. fine_tune computes its output once per image.",
         later=True,
     )
     statistics: Literal["frozen", "running"] = option(
@@ -147,15 +148,11 @@ class Pretrained(ModelComponent):
         return from_module(module, spec, head="new", policy=policy, keep=True)
 
     def _partly_frozen(self, whole: Prepared, network: FrozenNetwork, spec: EpisodeSpec) -> Learner:
-        layer, shape = str(self.frozen_through), (2, *spec.x_shape)
-        images = uniform(fold_in(0, "images"), shape).to(spec.device, spec.dtype)
-        try:
-            parts = split_after(whole.body, layer.removeprefix(BODY), whole.prepare(images))
-        except ConfigError as error:
-            raise ConfigError(("model.frozen_through", error.problems[0][1])) from error
-        first, sha256 = Maps(whole.prepare, parts.first), hash_of((network.sha256, layer))
-        frozen = FrozenNetwork(first, prod(parts.shape), sha256)
-        rest = AfterMaps(parts.rest, parts.shape, pool).to(spec.device, spec.dtype)
+        frozen, parts = _split(whole, network, str(self.frozen_through))
+        rest = copy.deepcopy(AfterMaps(parts.rest, parts.shape, pool))
+        if self.statistics != "frozen" and not _has_batch_norm(rest):
+            text = f"{self.statistics}: no layer after {self.frozen_through} is batch normalisation"
+            raise ConfigError(("model.statistics", text))
         learner = self._trainable(rest, network.width, replace(spec, x_shape=(frozen.width,)))
         if learner.normalisation == "none" and _has_batch_norm(whole):
             learner = learner._replace(normalisation="frozen")
@@ -212,8 +209,33 @@ def _load(
     prepared = Prepared(body, size, backbone.mean, backbone.std).to(device, dtype)
     prepared.requires_grad_(False).eval()
     with torch.no_grad():
-        width = int(prepared(torch.zeros(1, 3, size, size, device=device, dtype=dtype)).shape[-1])
-    return prepared, FrozenNetwork(prepared, width, _hash_network(prepared))
+        images = _images(prepared)
+        z = prepared(images)
+        if not torch.allclose(prepared(images[:1]), z[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+            text = f"{name} computes other features of an image if others are in its batch"
+            raise ConfigError(("model.backbone", f"{text}: it cannot be frozen"))
+    return prepared, FrozenNetwork(prepared, int(z.shape[-1]), _hash_network(prepared))
+
+
+@lru_cache(maxsize=4)
+def _split(prepared: Prepared, network: FrozenNetwork, layer: str) -> tuple[FrozenNetwork, Parts]:
+    """Split a network, once per process, so that all learners look up the same stored outputs."""
+    if not layer.startswith(BODY):
+        text = f"{layer!r} is not a layer of the network: names start with {BODY}"
+        raise ConfigError(("model.frozen_through", text))
+    try:
+        images = prepared.prepare(_images(prepared))
+        parts = split_after(prepared.body, layer.removeprefix(BODY), images)
+    except ConfigError as error:
+        raise ConfigError(("model.frozen_through", error.problems[0][1])) from error
+    sha256 = hash_of((network.sha256, layer))
+    return FrozenNetwork(Maps(prepared.prepare, parts.first), prod(parts.shape), sha256), parts
+
+
+def _images(prepared: Prepared) -> Tensor:
+    """Return two images [2, 3, size, size] on which parts of a network are compared."""
+    shape = (2, 3, prepared.size, prepared.size)
+    return uniform(fold_in(0, "images"), shape).to(prepared.mean)
 
 
 def _hash_network(prepared: Prepared) -> str:

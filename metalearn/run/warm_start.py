@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalearn.config.build import Parts
@@ -20,8 +21,8 @@ from metalearn.rng import fold_in
 from metalearn.run.job import Job
 from metalearn.storage import checkpoint
 from metalearn.storage.schema import read_result
-from metalearn.tree import from_named, named_leaves
-from metalearn.types import MetaState
+from metalearn.tree import STATS, from_named, named_leaves
+from metalearn.types import Learner, MetaState
 
 
 def start_candidates(start: str, folder: Path, seed: int) -> list[Path]:
@@ -71,6 +72,7 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
     branch = experiment.base_method.rule_branch
     own, stored = named_leaves(state.meta), checkpoint.read(tested_checkpoint(start_run))
     named = _load_leaves(own, stored, start_run, branch)
+    _refuse_other_frozen_layers(parts.learner, named, stored, start_run)
     if experiment.run.meta_steps == 0 and _has(own, branch) and not _has(stored, f"meta.{branch}"):
         warn_once(f"{start_run} has no {branch}: new tasks are learned from its initial values")
     return state._replace(meta=from_named(state.meta, named))
@@ -112,6 +114,29 @@ def _load_leaves(
         text = f"{', '.join(missing[:4])} are missing or have another shape"
         raise ConfigError(("method.start", f"{folder} was trained with another model: {text}"))
     return {**kept_leaves, **leaves}
+
+
+def _refuse_other_frozen_layers(
+    learner: Learner, own: dict[str, Tensor], stored: dict[str, Tensor], folder: Path
+) -> None:
+    """Raise ConfigError if the other run changed layers that are frozen in this one."""
+    others = {
+        name.removeprefix("meta.").removeprefix("params.").removeprefix(STATS): value
+        for name, value in stored.items()
+        if name.startswith("meta.")
+    }
+    if learner.module is None or not set(learner.fixed) & set(others):
+        return
+    learned = {name.removeprefix("params.").removeprefix(STATS) for name in own}
+    values = learner.module(learner.init(fold_in(0, "start"))).state_dict()
+    changed = [
+        name
+        for name, value in values.items()
+        if name in others and name not in learned and not torch.equal(others[name].to(value), value)
+    ]
+    if changed:
+        text = f"{folder} changed {changed[0]}, which this model freezes at other values"
+        raise ConfigError(("method.start", f"{text}: train and start the same layers"))
 
 
 def _has(named: dict[str, Tensor], branch: str | None) -> bool:

@@ -137,13 +137,15 @@ def _learn_layers(
     head_start: Start,
     change: Change,
 ) -> Adaptation:
-    """Steps start from the outputs of layers that no step changes, computed once per image."""
+    """Return the Adaptation of `is_adapted` layers.
+
+    Outputs of layers that the learner freezes are computed once per image."""
     rest = learner.after_frozen
-    network, layers = (learner.frozen, rest) if rest is not None else (identity, learner)
+    network, trained = (learner.frozen, rest) if rest is not None else (identity, learner)
 
     def start(meta: Meta, support: Batch, key: Key) -> Problem:
         body, x = meta["params"], network(support.x)
-        head = head_start(meta, key, support, lambda: layers.features(body, x))
+        head = head_start(meta, key, support, lambda: trained.features(body, x))
         adapted, fixed = partition({**body, **head}, is_adapted)
         batch = change(support, key)
         outputs = x if batch is support else network(batch.x)
@@ -154,7 +156,7 @@ def _learn_layers(
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         context = support.x if rest is None else None  # frozen statistics need none
-        return layers.apply(params, query_x, context=context)
+        return trained.apply(params, query_x, context=context)
 
-    once = None if rest is None else features
-    return Adaptation(support_loss(layers, spec), start, predict, once)
+    query_features = None if rest is None else features
+    return Adaptation(support_loss(trained, spec), start, predict, query_features)
