@@ -208,14 +208,13 @@ FAULTS = (
         (
             Edit(
                 "distributed/launch.py",
-                "        with exit_codes():\n            work(_joined(here))\n",
-                "        ranks = _joined(here)\n"
-                "        with exit_codes():\n            work(ranks)\n",
+                "with exit_codes(), _joined(here) as ranks:\n",
+                "with _joined(here) as ranks, exit_codes():\n",
             ),
             Edit(
                 "distributed/launch.py",
-                "            with exit_codes():\n                ranks = _joined(here)\n",
-                "            ranks = _joined(here)\n            with exit_codes():\n",
+                "with exit_codes(), _joined(here) as ranks, ranks.listening():\n",
+                "with _joined(here) as ranks, exit_codes(), ranks.listening():\n",
             ),
             Edit(
                 "distributed/ranks.py",
@@ -248,7 +247,7 @@ FAULTS = (
             ),
             Edit(
                 "distributed/launch.py",
-                "            sys.stdout.flush(), sys.stderr.flush()\n            os._exit(1)\n",
+                "            _end_at_once(1)\n",
                 "            pass\n",
             ),
             Edit(
