@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_pretrained import LITE0, TINY, experiment, source, tiny_network, with_weights
+from test_pretrained import tiny as tiny  # the fixture that registers the tiny network
 from torch import Tensor, nn
 
 import metalearn as ml
@@ -25,16 +25,6 @@ from metalearn.types import Batch, EpisodeSpec
 
 LAYER = "backbone.body.2"  # the first ReLU of the tiny network
 LAST = ["backbone.body.3", "head"]
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setitem(BACKBONES, "tiny", TINY)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
-    yield
-    pretrained._load.cache_clear()
-    pretrained._split.cache_clear()
 
 
 def learners(**options: Any) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""A network split after one layer: frozen layers before, layers to learn behind."""
+"""A network split after one layer: frozen layers up to it, layers to learn after it."""
 
 from __future__ import annotations
 
@@ -76,15 +76,16 @@ def _check_equal(
     maps, expected = first(x.clone()), body(x.clone())
     if not isinstance(maps, Tensor) or maps.dim() < 2 or len(maps) != len(x):
         raise ConfigError(("", f"the output of {layer} is not one tensor with a row per example"))
-    if not _is_close(rest(maps.clone()), expected):
+    if not are_close(rest(maps.clone()), expected):
         raise ConfigError(("", f"the network after {layer} is not a function of its output"))
-    if not _is_close(first(x[:1].clone()), maps[:1]):
+    if not are_close(first(x[:1].clone()), maps[:1]):
         text = "compute other outputs for an example if others are in its batch"
         raise ConfigError(("", f"the layers up to {layer} {text}"))
     return tuple(maps.shape[1:])
 
 
-def _is_close(a: Any, b: Any) -> bool:
+def are_close(a: Any, b: Any) -> bool:
+    """Return whether outputs are equal but for the order of sums."""
     return torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
@@ -126,8 +127,8 @@ def _after(graph: fx.Graph, last: fx.Node) -> fx.Graph:
         return copies[node]
 
     for node in nodes:
-        is_behind = node is not last and node not in before
-        if node in needed and (is_behind or node.op == "get_attr"):
+        is_after = node is not last and node not in before
+        if node in needed and (is_after or node.op == "get_attr"):
             copies[node] = part.node_copy(node, copied)
     return part
 

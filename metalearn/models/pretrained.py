@@ -20,7 +20,14 @@ from metalearn.in_memory import hash_of, name_of
 from metalearn.kernels.feature_cache import FrozenNetwork
 from metalearn.models.backbones import UNKNOWN, UNKNOWN_OVERLAP, find_backbone
 from metalearn.models.external.from_module import from_module
-from metalearn.models.frozen_layers import AfterMaps, Maps, Parts, after_frozen, split_after
+from metalearn.models.frozen_layers import (
+    AfterMaps,
+    Maps,
+    Parts,
+    after_frozen,
+    are_close,
+    split_after,
+)
 from metalearn.models.init import start
 from metalearn.rng import fold_in, uniform
 from metalearn.types import EpisodeSpec, Key, Learner, Params
@@ -211,7 +218,7 @@ def _load(
     with torch.no_grad():
         images = _images(prepared)
         z = prepared(images)
-        if not torch.allclose(prepared(images[:1]), z[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+        if not are_close(prepared(images[:1]), z[:1]):
             text = f"{name} computes other features of an image if others are in its batch"
             raise ConfigError(("model.backbone", f"{text}: it cannot be frozen"))
     return prepared, FrozenNetwork(prepared, int(z.shape[-1]), _hash_network(prepared))
